@@ -1,0 +1,234 @@
+r"""Models whose evidence and posterior are known exactly.
+
+For most latent variable models :math:`p(x) = \int p(x, z)\,dz` has no closed form. For the ones
+here it has, so every bound, estimator and gradient of the package can be compared with the truth:
+they are the oracles of the tests, and the first example of every chapter (chapter: the ELBO, the
+linear VAE).
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.distributions as td
+from torch import Tensor, nn
+
+from vaetutor import _checks
+
+
+class _ExactModel(nn.Module):
+    """The joint density of a model made of a prior and a likelihood."""
+
+    def prior(self) -> td.Distribution:
+        raise NotImplementedError
+
+    def log_likelihood(self, x: Tensor, z: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def log_joint(self, x: Tensor, z: Tensor) -> Tensor:
+        r"""Joint log-density :math:`\log p(x \mid z) + \log p(z)`.
+
+        Args:
+            x: observations (B, d).
+            z: latent draws (S, B, D).
+
+        Returns:
+            Tensor (S, B), nats.
+
+        Raises:
+            ValueError: if x is empty, not finite, of another width, or z holds draws for another
+                number of rows.
+        """
+        return self.log_likelihood(x, z) + self.prior().log_prob(z)
+
+    @staticmethod
+    def _check(x: Tensor, width: int, n_rows: int | None = None) -> None:
+        _checks.batch("x", x, n_rows)
+        if x.ndim != 2 or x.shape[1] != width:
+            raise ValueError(f"x must have shape (B, {width}), found {tuple(x.shape)}")
+
+
+def _standard_normal(
+    shape: tuple[int, ...], like: Tensor, generator: torch.Generator | None
+) -> Tensor:
+    return torch.randn(shape, generator=generator, dtype=like.dtype, device=like.device)
+
+
+class LinearGaussian(_ExactModel):
+    r"""Probabilistic PCA, which is the linear VAE.
+
+    .. math:: z \sim \mathcal{N}(0, I_q), \qquad
+              x \mid z \sim \mathcal{N}(W z + \mu,\ \sigma^2 I_d).
+
+    The evidence is :math:`\mathcal{N}(x;\ \mu,\ W W^\top + \sigma^2 I)` and the posterior
+    :math:`\mathcal{N}(z;\ M^{-1} W^\top (x - \mu),\ \sigma^2 M^{-1})` with
+    :math:`M = W^\top W + \sigma^2 I`. The posterior mean is linear in x and the covariance is the
+    same for every x: a linear encoder is enough.
+
+    Args:
+        weight: W, shape (d, q).
+        mean: :math:`\mu`, shape (d,).
+        noise_scale: :math:`\sigma`, a number or a scalar tensor, in the unit of x.
+
+    Raises:
+        ValueError: for shapes that do not fit or a scale that is not positive.
+
+    Source: Tipping and Bishop (1999), equations 1 to 9; Lucas et al. (2019), arXiv:1911.02469.
+    """
+
+    weight: Tensor
+    mean: Tensor
+    noise_scale: Tensor
+
+    def __init__(self, weight: Tensor, mean: Tensor, noise_scale: float | Tensor) -> None:
+        super().__init__()
+        if weight.ndim != 2 or mean.shape != weight.shape[:1]:
+            raise ValueError(
+                "weight must have shape (d, q) and mean (d,), found "
+                f"{tuple(weight.shape)} and {tuple(mean.shape)}"
+            )
+        _checks.positive_number("noise_scale", float(noise_scale))
+        self.register_buffer("weight", weight)
+        self.register_buffer("mean", mean)
+        self.register_buffer("noise_scale", torch.as_tensor(noise_scale).to(weight))
+
+    @classmethod
+    def fit(cls, x: Tensor, latent_dim: int) -> LinearGaussian:
+        r"""The maximum-likelihood model, in closed form.
+
+        With :math:`l_1 \ge l_2 \ge \dots` the eigenvalues of the covariance of x (normalised by
+        the number of rows) and U its eigenvectors,
+
+        .. math:: \sigma^2 = \frac{1}{d - q}\sum_{i > q} l_i, \qquad
+                  W = U_q (\Lambda_q - \sigma^2 I)^{1/2}.
+
+        The columns of W are orthogonal, so the exact posterior is diagonal.
+
+        Args:
+            x: data (N, d). The decomposition runs in float64 and the result has the dtype of x.
+            latent_dim: q, from 1 to d - 1.
+
+        Returns:
+            The fitted model.
+
+        Raises:
+            ValueError: if x is empty, not finite, not (N, d), or has so few directions that the
+                noise would be zero.
+
+        Source: Tipping and Bishop (1999), equations 7 and 8.
+        """
+        _checks.batch("x", x)
+        if x.ndim != 2:
+            raise ValueError(f"x must have shape (N, d), found {tuple(x.shape)}")
+        n, d = x.shape
+        if not 1 <= _checks.count("latent_dim", latent_dim) < d:
+            raise ValueError(f"latent_dim must be from 1 to {d - 1}, found {latent_dim}")
+        wide = x.double()
+        mean = wide.mean(0)
+        values, vectors = torch.linalg.eigh((wide - mean).T @ (wide - mean) / n)
+        values, vectors = values.flip(0), vectors.flip(1)
+        variance = values[latent_dim:].mean()
+        if not variance > 1e-12 * values[0]:
+            raise ValueError(
+                f"x varies in no more than latent_dim = {latent_dim} directions, so the noise "
+                "would be zero: use a smaller latent_dim or more data"
+            )
+        scale = (values[:latent_dim] - variance).clamp(min=0).sqrt()
+        model = cls(vectors[:, :latent_dim] * scale, mean, variance.sqrt())
+        return model.to(x.dtype)
+
+    def prior(self) -> td.MultivariateNormal:
+        r"""Return :math:`\mathcal{N}(0, I_q)`, event shape (q,)."""
+        eye = torch.eye(self.weight.shape[1], dtype=self.weight.dtype, device=self.weight.device)
+        return td.MultivariateNormal(torch.zeros_like(eye[0]), scale_tril=eye, validate_args=False)
+
+    def log_likelihood(self, x: Tensor, z: Tensor) -> Tensor:
+        r"""Return :math:`\log p(x \mid z)`, (S, B), nats, for x (B, d) and z (S, B, q)."""
+        self._check(x, len(self.mean), z.shape[1])
+        p = td.Normal(z @ self.weight.T + self.mean, self.noise_scale, validate_args=False)
+        return p.log_prob(x).sum(-1)
+
+    def log_evidence(self, x: Tensor) -> Tensor:
+        r"""Return :math:`\log p(x)`, (N,), nats, for x (N, d), by the rank of W, not of x."""
+        self._check(x, len(self.mean))
+        variance = self.noise_scale.square().expand_as(self.mean)
+        marginal = td.LowRankMultivariateNormal(
+            self.mean, self.weight, variance, validate_args=False
+        )
+        return marginal.log_prob(x)
+
+    def posterior(self, x: Tensor) -> td.MultivariateNormal:
+        r"""Return :math:`p(z \mid x)`, batch shape (N,), event shape (q,), for x (N, d)."""
+        self._check(x, len(self.mean))
+        variance = self.noise_scale.square()
+        eye = torch.eye(self.weight.shape[1], dtype=self.weight.dtype, device=self.weight.device)
+        m = self.weight.T @ self.weight + variance * eye
+        mean = torch.linalg.solve(m, self.weight.T @ (x - self.mean).T).T
+        factor = torch.linalg.cholesky(variance * torch.linalg.inv(m))
+        factor = factor.expand(len(x), *factor.shape)
+        return td.MultivariateNormal(mean, scale_tril=factor, validate_args=False)
+
+    def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
+        """Draw n observations, shape (n, d)."""
+        d, q = self.weight.shape
+        z = _standard_normal((_checks.count("n", n), q), self.weight, generator)
+        eps = _standard_normal((n, d), self.weight, generator)
+        return z @ self.weight.T + self.mean + self.noise_scale * eps
+
+
+class ConjugateNormal(_ExactModel):
+    r"""One latent number seen through noise: the smallest model with a posterior.
+
+    .. math:: z \sim \mathcal{N}(0, s^2), \qquad x \mid z \sim \mathcal{N}(z, t^2).
+
+    The evidence is :math:`\mathcal{N}(x;\ 0,\ s^2 + t^2)` and the posterior
+    :math:`\mathcal{N}\!\left(z;\ \frac{s^2}{s^2 + t^2} x,\ \frac{s^2 t^2}{s^2 + t^2}\right)`.
+
+    Args:
+        prior_scale: s.
+        noise_scale: t.
+
+    Raises:
+        ValueError: for a scale that is not positive.
+
+    >>> ConjugateNormal().posterior(torch.tensor([[1.5]])).mean
+    tensor([[0.7500]])
+    """
+
+    prior_scale: Tensor
+    noise_scale: Tensor
+
+    def __init__(self, prior_scale: float = 1.0, noise_scale: float = 1.0) -> None:
+        super().__init__()
+        _checks.positive_number("prior_scale", prior_scale)
+        _checks.positive_number("noise_scale", noise_scale)
+        self.register_buffer("prior_scale", torch.tensor([float(prior_scale)]))
+        self.register_buffer("noise_scale", torch.tensor([float(noise_scale)]))
+
+    def prior(self) -> td.Independent:
+        r"""Return :math:`\mathcal{N}(0, s^2)`, event shape (1,)."""
+        loc = torch.zeros_like(self.prior_scale)
+        return td.Independent(td.Normal(loc, self.prior_scale, validate_args=False), 1)
+
+    def log_likelihood(self, x: Tensor, z: Tensor) -> Tensor:
+        r"""Return :math:`\log p(x \mid z)`, (S, B), nats, for x (B, 1) and z (S, B, 1)."""
+        self._check(x, 1, z.shape[1])
+        return td.Normal(z, self.noise_scale, validate_args=False).log_prob(x).sum(-1)
+
+    def log_evidence(self, x: Tensor) -> Tensor:
+        r"""Return :math:`\log p(x)`, (N,), nats, for x (N, 1)."""
+        self._check(x, 1)
+        scale = torch.hypot(self.prior_scale, self.noise_scale)
+        return td.Normal(torch.zeros_like(scale), scale, validate_args=False).log_prob(x).sum(-1)
+
+    def posterior(self, x: Tensor) -> td.Independent:
+        r"""Return :math:`p(z \mid x)`, batch shape (N,), event shape (1,), for x (N, 1)."""
+        self._check(x, 1)
+        total = self.prior_scale.square() + self.noise_scale.square()
+        mean = x * self.prior_scale.square() / total
+        scale = (self.prior_scale * self.noise_scale / total.sqrt()).expand_as(mean)
+        return td.Independent(td.Normal(mean, scale, validate_args=False), 1)
+
+    def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
+        """Draw n observations, shape (n, 1)."""
+        eps = _standard_normal((2, _checks.count("n", n), 1), self.prior_scale, generator)
+        return self.prior_scale * eps[0] + self.noise_scale * eps[1]

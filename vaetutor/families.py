@@ -1,0 +1,277 @@
+r"""Families of distributions: a parameter vector in, a distribution out (chapter: the encoder).
+
+A variational family is a set of distributions :math:`\{q_\lambda\}`. Here it is a module that maps
+:math:`\lambda \in \mathbb{R}^P` to a :class:`torch.distributions.Distribution`, and nothing else.
+It owns no encoder: per-datapoint inference looks :math:`\lambda_i` up in a table, amortised
+inference computes :math:`\lambda = f_\phi(x)` with a network, and both are a plain
+:class:`torch.nn.Sequential` that ends in the same family::
+
+    per_datapoint = nn.Sequential(nn.Embedding(n, family.n_parameters), family)  # called with i
+    amortised = nn.Sequential(mlp(784, 400, family.n_parameters), family)        # called with x
+
+A decoder is the same thing the other way round: a network followed by an observation family.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.distributions as td
+from torch import Tensor, nn
+
+from vaetutor import _checks
+
+SCALE_FLOOR = 1e-4
+_LOG_RANGE = -math.log(SCALE_FLOOR)
+
+
+def positive(raw: Tensor) -> Tensor:
+    r"""Map any real number to a scale in :math:`(10^{-4}, 10^{4})`.
+
+    .. math:: \sigma(r) = \exp\!\left(\frac{r}{\sqrt{1 + (r/b)^2}}\right), \qquad b = \ln 10^4.
+
+    Near zero this is :math:`e^r`, so :math:`\sigma(0) = 1`. Far out, :math:`\log\sigma` levels off
+    at :math:`\pm b` with a gradient that falls as :math:`|r|^{-3}` and never to zero: an encoder
+    that has run away can come back. An exponential overflows, a softplus or a clamp has no
+    gradient there.
+
+    Args:
+        raw: unbounded values :math:`r`, any shape.
+
+    Returns:
+        Scales of the same shape, in the unit of the variable they scale.
+
+    >>> positive(torch.tensor([-1e4, 0.0, 1e4])).log10().round(decimals=4).tolist()
+    [-4.0, 0.0, 4.0]
+    """
+    return torch.exp(raw * torch.rsqrt(1 + (raw / _LOG_RANGE) ** 2))
+
+
+def inverse_positive(scale: Tensor) -> Tensor:
+    r"""Return the `raw` for which :func:`positive` gives `scale`.
+
+    .. math:: r = \frac{\ln\sigma}{\sqrt{1 - (\ln\sigma / b)^2}}.
+
+    Args:
+        scale: values inside :math:`(10^{-4}, 10^{4})`, any shape.
+
+    Returns:
+        Unbounded values of the same shape.
+
+    Raises:
+        ValueError: if a scale lies outside the open interval.
+
+    >>> positive(inverse_positive(torch.tensor([0.01, 2.0])))
+    tensor([0.0100, 2.0000])
+    """
+    log_scale = scale.log()
+    if not (log_scale.abs() < _LOG_RANGE).all():
+        raise ValueError(
+            f"scale must lie inside ({SCALE_FLOOR}, {1 / SCALE_FLOOR}), found values from "
+            f"{scale.min().item():g} to {scale.max().item():g}"
+        )
+    return log_scale * torch.rsqrt(1 - (log_scale / _LOG_RANGE) ** 2)
+
+
+def _event_shape(name: str, value: int | tuple[int, ...]) -> tuple[int, ...]:
+    shape = (value,) if isinstance(value, int) else tuple(value)
+    if not shape:
+        raise ValueError(f"{name} must have at least one dimension, found {value!r}")
+    return tuple(_checks.count(name, size) for size in shape)
+
+
+class _Family(nn.Module):
+    """What the four families share: the width of λ, and its check."""
+
+    n_parameters: int
+
+    def _parameters_of(self, lam: Tensor) -> Tensor:
+        if lam.ndim < 1 or lam.shape[-1] != self.n_parameters:
+            raise ValueError(
+                f"lam must have shape (..., {self.n_parameters}) for {self}, found "
+                f"{tuple(lam.shape)}: end the network with family.n_parameters outputs"
+            )
+        # Under autocast a network hands over bfloat16, which cannot hold a log-density.
+        return lam if torch.finfo(lam.dtype).bits >= 32 else lam.float()
+
+
+class DiagonalNormal(_Family):
+    r"""Normal with diagonal covariance, the mean-field Gaussian.
+
+    .. math:: q_\lambda(z) = \prod_{d=1}^{D} \mathcal{N}(z_d;\ \mu_d,\ \sigma_d^2), \qquad
+              \lambda = (\mu, r),\quad \sigma = \operatorname{positive}(r).
+
+    Args:
+        dim: number of latent dimensions :math:`D`.
+
+    Called with λ of shape (..., 2 D), it returns a distribution with batch shape (...) and event
+    shape (D,). λ = 0 gives the standard normal.
+
+    Raises:
+        ValueError: for a λ of another width, or one that is not finite.
+
+    Source: Kingma and Welling (2014), arXiv:1312.6114, equation 9.
+
+    >>> q = DiagonalNormal(2)(torch.zeros(3, 4))
+    >>> q.batch_shape, q.event_shape
+    (torch.Size([3]), torch.Size([2]))
+    """
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.dim = _checks.count("dim", dim)
+        self.n_parameters = 2 * dim
+
+    def forward(self, lam: Tensor) -> td.Independent:
+        mean, raw = self._parameters_of(lam).chunk(2, dim=-1)
+        return td.Independent(td.Normal(mean, positive(raw), validate_args=_checks.enabled()), 1)
+
+    def extra_repr(self) -> str:
+        return f"{self.dim}"
+
+
+class _MultivariateNormal(td.MultivariateNormal):
+    """A multivariate normal whose products stay in full precision under autocast."""
+
+    def rsample(self, sample_shape: torch.types._size = torch.Size()) -> Tensor:  # noqa: B008
+        with torch.autocast(self.loc.device.type, enabled=False):
+            return super().rsample(sample_shape)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        with torch.autocast(self.loc.device.type, enabled=False):
+            return super().log_prob(value)
+
+
+class FullNormal(_Family):
+    r"""Normal with full covariance, through its Cholesky factor.
+
+    .. math:: q_\lambda(z) = \mathcal{N}(z;\ \mu,\ L L^\top), \qquad \lambda = (\mu, r, \ell),
+
+    where :math:`L` is lower triangular with diagonal positive(r) and the entries :math:`\ell`
+    below it, row by row.
+
+    Args:
+        dim: number of latent dimensions :math:`D`.
+
+    Called with λ of shape (..., 2 D + D (D - 1) / 2), it returns a distribution with batch shape
+    (...) and event shape (D,). λ = 0 gives the standard normal. Its first 2 D entries mean what
+    they mean for :class:`DiagonalNormal`.
+
+    Raises:
+        ValueError: for a λ of another width, or one that is not finite.
+
+    Source: Kingma and Welling (2019), arXiv:1906.02691, section 2.5.1.
+
+    >>> FullNormal(2)(torch.tensor([0.0, 0.0, 0.0, 0.0, 0.5])).covariance_matrix
+    tensor([[1.0000, 0.5000],
+            [0.5000, 1.2500]])
+    """
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.dim = _checks.count("dim", dim)
+        self.n_parameters = 2 * dim + dim * (dim - 1) // 2
+
+    def forward(self, lam: Tensor) -> td.MultivariateNormal:
+        lam = self._parameters_of(lam)
+        mean, raw, below = lam.split([self.dim, self.dim, lam.shape[-1] - 2 * self.dim], dim=-1)
+        factor = torch.diag_embed(positive(raw))
+        row, column = torch.tril_indices(self.dim, self.dim, -1, device=lam.device)
+        factor[..., row, column] = below
+        return _MultivariateNormal(mean, scale_tril=factor, validate_args=_checks.enabled())
+
+    def extra_repr(self) -> str:
+        return f"{self.dim}"
+
+
+class _Bernoulli(td.Bernoulli):
+    """A Bernoulli that refuses grey pixels, whatever torch's process-wide switch says."""
+
+    def _validate_sample(self, value: Tensor) -> None:
+        super_check = (value == 0) | (value == 1)
+        if not super_check.all():
+            found = value[~super_check].flatten()[0].item()
+            raise ValueError(
+                f"x must hold only 0 and 1 for a Bernoulli, found {found:g}: a grey value has no "
+                'likelihood there; binarise the data, for instance mnist(binarize="dynamic")'
+            )
+        super()._validate_sample(value)
+
+
+class Bernoulli(_Family):
+    r"""Independent binary observations, parameterised by logits.
+
+    .. math:: \log p_\lambda(x) = \sum_j \left[ x_j \lambda_j - \log(1 + e^{\lambda_j}) \right].
+
+    Args:
+        event_shape: shape of one observation, an integer or a tuple.
+
+    Called with logits λ of shape (..., n), n the number of entries of one observation, it returns
+    a distribution with batch shape (...) and that event shape. Logits keep the full range: with
+    probabilities, log(1 - p) is wrong from a logit of about 16 on in float32.
+
+    Raises:
+        ValueError: for a λ of another width or not finite; and, from ``log_prob``, for an x with
+            values other than 0 and 1.
+
+    >>> Bernoulli(2)(torch.tensor([200.0, -200.0])).log_prob(torch.tensor([0.0, 0.0]))
+    tensor(-200.)
+    """
+
+    def __init__(self, event_shape: int | tuple[int, ...]) -> None:
+        super().__init__()
+        self.event_shape = _event_shape("event_shape", event_shape)
+        self.n_parameters = math.prod(self.event_shape)
+
+    def forward(self, lam: Tensor) -> td.Independent:
+        logits = self._parameters_of(lam).unflatten(-1, self.event_shape)
+        base = _Bernoulli(logits=logits, validate_args=_checks.enabled())
+        return td.Independent(base, len(self.event_shape))
+
+    def extra_repr(self) -> str:
+        return f"{self.event_shape}"
+
+
+class Normal(_Family):
+    r"""Independent real observations with one learned scale, shared by all of them.
+
+    .. math:: \log p_\lambda(x) = -\frac{1}{2}\sum_j\left[\frac{(x_j - \lambda_j)^2}{\sigma^2}
+              + \ln 2\pi\sigma^2\right].
+
+    The scale is a parameter of the family, not an output of the network. Fixing it at 1 would turn
+    the unit of x into a hidden weight between reconstruction and KL.
+
+    Args:
+        event_shape: shape of one observation, an integer or a tuple.
+        scale: the value at which :math:`\sigma` starts, in the unit of x.
+
+    Called with means λ of shape (..., n), n the number of entries of one observation, it returns a
+    distribution with batch shape (...) and that event shape.
+
+    Raises:
+        ValueError: for a λ of another width or not finite, or a scale that is not positive.
+
+    >>> Normal(3)(torch.zeros(5, 3)).event_shape
+    torch.Size([3])
+    """
+
+    def __init__(self, event_shape: int | tuple[int, ...], scale: float = 1.0) -> None:
+        super().__init__()
+        self.event_shape = _event_shape("event_shape", event_shape)
+        self.n_parameters = math.prod(self.event_shape)
+        start = torch.tensor(_checks.positive_number("scale", scale))
+        self.raw_scale = nn.Parameter(inverse_positive(start))
+
+    @property
+    def scale(self) -> Tensor:
+        """The shared scale σ, a scalar tensor."""
+        return positive(self.raw_scale)
+
+    def forward(self, lam: Tensor) -> td.Independent:
+        mean = self._parameters_of(lam).unflatten(-1, self.event_shape)
+        base = td.Normal(mean, self.scale.to(mean.dtype), validate_args=_checks.enabled())
+        return td.Independent(base, len(self.event_shape))
+
+    def extra_repr(self) -> str:
+        return f"{self.event_shape}"

@@ -1,0 +1,242 @@
+r"""Bounds on the evidence: one place draws, and every bound is two lines.
+
+Given a joint density :math:`p(x, z)` and any :math:`q(z)`, the log weight of a draw is
+
+.. math:: \log w = \log p(x, z) - \log q(z), \qquad z \sim q.
+
+Its mean is the ELBO, at most :math:`\log p(x)`, and the log of the mean of :math:`w` over several
+draws is the importance-weighted bound, which lies between the two (chapter: the ELBO).
+
+All values are in nats, one for each example, shape (B,), summed over the event, larger is better.
+The distribution q is what the encoder returned, ``q = encoder(x)``, or any other distribution with
+batch shape (B,). Nothing here knows which family q belongs to or which model p is.
+
+No factor N/M appears in any of them: the latent variables are local, one z for each x, so the
+bound of a data set is the sum of the bounds of its examples, and a batch mean estimates it as is.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+import torch.distributions as td
+from torch import Tensor
+
+from vaetutor import _checks
+from vaetutor.model import LatentVariableModel, TwoTermModel
+
+
+class Draws(NamedTuple):
+    """Draws from q and their log-density: `z` (S, B, D), `log_q` (S, B) in nats."""
+
+    z: Tensor
+    log_q: Tensor
+
+
+class ElboTerms(NamedTuple):
+    """The two terms of the ELBO, each (B,), in nats; `kl_is_exact` says how the KL was found."""
+
+    reconstruction: Tensor
+    kl: Tensor
+    kl_is_exact: bool
+
+    @property
+    def elbo(self) -> Tensor:
+        """reconstruction - kl, shape (B,), in nats."""
+        return self.reconstruction - self.kl
+
+
+def draw(q: td.Distribution, n_samples: int) -> Draws:
+    r"""Draw :math:`z^{(s)} \sim q` and evaluate :math:`\log q(z^{(s)})`.
+
+    Draws are reparameterised where q can do it, so that gradients reach its parameters.
+
+    Args:
+        q: distribution with batch shape (B,) and event shape (D,).
+        n_samples: number of draws S for each example.
+
+    Returns:
+        ``Draws(z, log_q)`` with shapes (S, B, D) and (S, B), log_q in nats.
+
+    Raises:
+        ValueError: for n_samples < 1, a q without exactly one batch and one event dimension, or a
+            q with trainable parameters whose draws carry no gradient (call it under
+            ``torch.no_grad()`` when only the value is wanted).
+    """
+    _checks.count("n_samples", n_samples)
+    if len(q.batch_shape) != 1 or len(q.event_shape) != 1:
+        raise ValueError(
+            "q must have batch shape (B,) and event shape (D,), found "
+            f"{tuple(q.batch_shape)} and {tuple(q.event_shape)}"
+        )
+    shape = torch.Size((n_samples,))
+    z = q.rsample(shape) if q.has_rsample else q.sample(shape)
+    log_q = q.log_prob(z)
+    if log_q.requires_grad and not z.requires_grad:
+        raise ValueError(
+            f"draws from {type(q).__name__} carry no gradient, so its parameters would be trained "
+            "on half of theirs: use a reparameterised family or a score-function estimator"
+        )
+    return Draws(z, log_q)
+
+
+def log_weights(
+    model: LatentVariableModel, q: td.Distribution, x: Tensor, n_samples: int = 1
+) -> Tensor:
+    r"""Log importance weights :math:`\log p(x, z^{(s)}) - \log q(z^{(s)})`.
+
+    Args:
+        model: anything with ``log_joint(x, z)``.
+        q: the proposal, batch shape (B,).
+        x: observations (B, ...).
+        n_samples: number of draws S.
+
+    Returns:
+        Tensor (S, B), nats.
+
+    Raises:
+        ValueError: as :func:`draw`, or if x is empty, not finite or does not have B rows.
+    """
+    z, log_q = draw(q, n_samples)
+    _checks.batch("x", x, n_rows=z.shape[1])
+    return model.log_joint(x, z) - log_q
+
+
+def elbo(model: LatentVariableModel, q: td.Distribution, x: Tensor, n_samples: int = 1) -> Tensor:
+    r"""Evidence lower bound, by the draws alone.
+
+    .. math:: \mathcal{L}(x) = \mathbb{E}_{q}[\log p(x, z) - \log q(z)]
+              \approx \frac{1}{S}\sum_s \log w^{(s)} .
+
+    Where q is the exact posterior every draw gives :math:`\log p(x)`, with no variance at all.
+
+    Args:
+        model, q, x, n_samples: as :func:`log_weights`.
+
+    Returns:
+        Tensor (B,), nats per example.
+
+    Raises:
+        ValueError: as :func:`log_weights`.
+
+    Source: Jordan et al. (1999), section 6; Kingma and Welling (2014), arXiv:1312.6114, eq. 2.
+    """
+    return log_weights(model, q, x, n_samples).mean(0)
+
+
+def elbo_terms(
+    model: TwoTermModel, q: td.Distribution, x: Tensor, n_samples: int = 1
+) -> ElboTerms:
+    r"""The ELBO as reconstruction minus KL, the KL in closed form where there is one.
+
+    .. math:: \mathcal{L}(x) = \mathbb{E}_{q}[\log p(x \mid z)]
+              - \mathrm{KL}(q(z) \,\|\, p(z)).
+
+    Args:
+        model: anything with ``log_likelihood(x, z)`` and ``prior()``.
+        q, x, n_samples: as :func:`log_weights`.
+
+    Returns:
+        ``ElboTerms``: ``.reconstruction``, ``.kl`` and ``.elbo``, each (B,), nats per example, and
+        ``.kl_is_exact``: False where the KL came from the draws.
+
+    Raises:
+        ValueError: as :func:`log_weights`.
+
+    Source: Kingma and Welling (2014), arXiv:1312.6114, equations 3 and 7.
+    """
+    draws = draw(q, n_samples)
+    _checks.batch("x", x, n_rows=draws.z.shape[1])
+    reconstruction = model.log_likelihood(x, draws.z).mean(0)
+    closed = _closed_form_kl(q, model.prior())
+    if closed is None:
+        return ElboTerms(reconstruction, kl(q, model.prior(), draws), kl_is_exact=False)
+    return ElboTerms(reconstruction, closed, kl_is_exact=True)
+
+
+def iwae(model: LatentVariableModel, q: td.Distribution, x: Tensor, n_samples: int = 1) -> Tensor:
+    r"""Importance-weighted bound on the evidence.
+
+    .. math:: \mathcal{L}_K(x) = \mathbb{E}\left[\log \frac{1}{K}\sum_{k=1}^{K} w^{(k)}\right],
+              \qquad \mathcal{L}_1 = \mathcal{L} \le \mathcal{L}_K \le \log p(x).
+
+    Args:
+        model, q, x: as :func:`log_weights`.
+        n_samples: the number of draws K inside the logarithm.
+
+    Returns:
+        Tensor (B,), one unbiased estimate of :math:`\mathcal{L}_K` for each example, nats.
+
+    Raises:
+        ValueError: as :func:`log_weights`.
+
+    Source: Burda et al. (2016), arXiv:1509.00519, equation 8.
+    """
+    return log_weights(model, q, x, n_samples).logsumexp(0) - math.log(n_samples)
+
+
+def kl(q: td.Distribution, p: td.Distribution, draws: Draws | None = None) -> Tensor:
+    r"""Kullback-Leibler divergence :math:`\mathrm{KL}(q\,\|\,p) = \mathbb{E}_q[\log q - \log p]`.
+
+    In closed form for every pair that has one: those that torch registers, and diagonal against
+    full normals, which it lacks. Otherwise the mean over `draws`, if given.
+
+    Args:
+        q: distribution with batch shape (B,).
+        p: distribution with batch shape (B,) or ().
+        draws: ``draw(q, n_samples)``, used only where there is no closed form.
+
+    Returns:
+        Tensor (B,), nats. A closed form is at least 0; an estimate from draws can be negative.
+
+    Raises:
+        ValueError: if the event shapes differ, or there is neither a closed form nor draws.
+
+    >>> q = td.Independent(td.Normal(torch.ones(1, 2), 1.0), 1)
+    >>> p = td.Independent(td.Normal(torch.zeros(2), 1.0), 1)
+    >>> kl(q, p)
+    tensor([1.])
+    """
+    closed = _closed_form_kl(q, p)
+    if closed is not None:
+        return closed
+    if draws is None:
+        raise ValueError(
+            f"KL({type(q).__name__} || {type(p).__name__}) has no closed form here: pass "
+            "draws=draw(q, n_samples) for a Monte Carlo estimate"
+        )
+    return (draws.log_q - p.log_prob(draws.z)).mean(0)
+
+
+def _closed_form_kl(q: td.Distribution, p: td.Distribution) -> Tensor | None:
+    if q.event_shape != p.event_shape:
+        raise ValueError(
+            f"q and p must have the same event shape, found {tuple(q.event_shape)} and "
+            f"{tuple(p.event_shape)}"
+        )
+    if _is_diagonal(q) and isinstance(p, td.MultivariateNormal):
+        q = _as_full(q)
+    elif isinstance(q, td.MultivariateNormal) and _is_diagonal(p):
+        p = _as_full(p)
+    if isinstance(q, td.MultivariateNormal) and isinstance(p, td.MultivariateNormal):
+        with torch.autocast(q.loc.device.type, enabled=False):  # it multiplies matrices
+            return td.kl_divergence(q, p)
+    try:
+        return td.kl_divergence(q, p)
+    except NotImplementedError:
+        return None
+
+
+def _is_diagonal(d: td.Distribution) -> bool:
+    return (
+        isinstance(d, td.Independent)
+        and isinstance(d.base_dist, td.Normal)
+        and d.reinterpreted_batch_ndims == 1
+    )
+
+
+def _as_full(d: td.Distribution) -> td.MultivariateNormal:
+    factor = torch.diag_embed(d.stddev)
+    return td.MultivariateNormal(d.mean, scale_tril=factor, validate_args=False)

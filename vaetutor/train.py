@@ -1,0 +1,288 @@
+r"""Training: maximise the mean bound over a data set by stochastic gradient ascent.
+
+.. math:: \max_{\theta, \phi}\ \frac{1}{N}\sum_{i=1}^{N} \mathcal{L}(x_i;\ \theta, \phi).
+
+This is the only place of the package that takes a mean over a batch and the only one with a minus
+sign: torch's optimisers go down, a bound goes up (chapter: training on digits).
+
+The data live on the device and a batch is a slice of a permutation drawn there. Sums stay on the
+device too and are read once an epoch, so a GPU never waits for the loop to look at a number.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.distributions as td
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from vaetutor import _checks
+from vaetutor.data import Images
+from vaetutor.evaluate import mean_terms, present, seeded
+from vaetutor.objectives import ElboTerms, elbo_terms
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.axes import Axes
+
+Objective = Callable[[Any, td.Distribution, Tensor, int], "Tensor | ElboTerms"]
+"""``(model, q, x, n_samples)`` to a bound (B,), or to its two terms, in nats."""
+
+CHECK_BATCH = 1000
+VALIDATION_SEED = 0
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How to train.
+
+    Raises:
+        ValueError: for a value outside its range.
+    """
+
+    epochs: int = 20
+    """Passes over the data."""
+    batch_size: int = 128
+    """Examples in a step; the last batch of an epoch may be smaller and is not dropped."""
+    learning_rate: float = 1e-3
+    """Step size of Adam."""
+    n_samples: int = 1
+    """Draws of z for each example in a step."""
+    objective: Objective = elbo_terms
+    """The bound to maximise: ``elbo_terms`` (KL in closed form), ``elbo``, ``iwae`` or yours."""
+    beta: float | Callable[[float], float] = 1.0
+    """Weight of the KL in the gradient, a number or a function of the epoch reached so far (a real
+    number from 0 up). It needs ``elbo_terms``. Reported bounds always have weight 1."""
+    device: str | torch.device | None = None
+    """Where to train; None takes CUDA if there is one, else MPS, else the CPU."""
+    seed: int = 0
+    """Seed of batches, binarisation and draws. The global random state is left as it was."""
+    clip: float | None = None
+    """Largest norm of the gradient of the mean bound, all parameters together; None: no limit."""
+    progress: bool | None = None
+    """Show a bar; None shows one in a terminal or notebook and stays quiet elsewhere."""
+
+    def __post_init__(self) -> None:
+        _checks.count("epochs", self.epochs)
+        _checks.count("batch_size", self.batch_size)
+        _checks.count("n_samples", self.n_samples)
+        _checks.count("seed", self.seed, least=0)
+        _checks.positive_number("learning_rate", self.learning_rate)
+        if self.clip is not None:
+            _checks.positive_number("clip", self.clip)
+        if not callable(self.objective):
+            raise ValueError(f"objective must be a function, found {self.objective!r}")
+        self.beta_at(0.0)
+
+    def beta_at(self, epoch: float) -> float:
+        """The KL weight when `epoch` epochs are done."""
+        beta = self.beta(epoch) if callable(self.beta) else self.beta
+        if not isinstance(beta, int | float) or not 0 <= beta < torch.inf:
+            raise ValueError(f"beta must be a finite number of at least 0, found {beta!r}")
+        return float(beta)
+
+
+@dataclass
+class History:
+    """What a training run reported: one row for each epoch, in nats per example.
+
+    The columns are ``epoch``, ``elbo`` (with weight 1 on the KL; named after the objective when
+    another bound was trained), ``reconstruction``, ``kl``, ``beta`` and, if there was validation
+    data, ``validation_elbo``. Training figures are means over the epoch while the parameters
+    moved; validation figures are taken at its end, always with the same draws.
+    """
+
+    device: str
+    """The device that was used."""
+    rows: list[dict[str, float]] = field(default_factory=list)
+    """One dictionary for each epoch."""
+    seconds: float = 0.0
+    """Wall-clock time of the whole run."""
+
+    @property
+    def frame(self) -> pd.DataFrame:
+        """The rows as a table."""
+        import pandas as pd
+
+        return pd.DataFrame(self.rows)
+
+    def plot(self, ax: Axes | None = None) -> Axes:
+        """Draw the training curves into `ax`, or into a new figure."""
+        from vaetutor import plots
+
+        return plots.training_curves(plots.figure()[1] if ax is None else ax, self.frame)
+
+    def _repr_html_(self) -> str:
+        return self.frame.to_html(index=False)
+
+
+def fit(
+    model: nn.Module,
+    x: Tensor | Images,
+    config: TrainConfig | None = None,
+    validation: Tensor | Images | None = None,
+) -> History:
+    r"""Train encoder, decoder and prior together on the mean bound.
+
+    Each step draws a batch, evaluates ``config.objective(model, model.encoder(x), x, n_samples)``
+    and takes one Adam step on minus its mean. With ``elbo_terms`` the gradient is that of
+    :math:`\mathbb{E}_q[\log p(x|z)] - \beta\, \mathrm{KL}`.
+
+    Args:
+        model: a VAE or any module with ``encoder``, ``prior``, ``log_likelihood``, ``log_joint``.
+            It is moved to the device and trained in place.
+        x: data (N, ...) or an :class:`~vaetutor.data.Images`, which is binarised anew in every
+            batch if it says "dynamic".
+        config: see :class:`TrainConfig`.
+        validation: data on which the ELBO is reported after each epoch.
+
+    Returns:
+        The :class:`History`.
+
+    Raises:
+        ValueError: if the data are empty, not finite, of another width or outside the support of
+            the decoder, or the draws carry no gradient; found before the first step.
+        FloatingPointError: if the bound stops being finite.
+
+    Source: Kingma and Welling (2014), arXiv:1312.6114, algorithm 1; Adam: Kingma and Ba (2015),
+    arXiv:1412.6980.
+
+    >>> from vaetutor import VAE, DiagonalNormal, Normal, StandardNormal, mlp
+    >>> encoder = nn.Sequential(mlp(3, 2), DiagonalNormal(1))
+    >>> vae = VAE(encoder, nn.Sequential(mlp(1, 3), Normal(3)), StandardNormal(1))
+    >>> history = fit(vae, torch.randn(64, 3), TrainConfig(epochs=2, device="cpu"))
+    >>> list(history.frame.columns)
+    ['epoch', 'elbo', 'reconstruction', 'kl', 'beta']
+    """
+    config = config or TrainConfig()
+    device = pick_device(config.device)
+    started = time.perf_counter()
+    model.to(device)
+    sets = {"x": x} if validation is None else {"x": x, "validation": validation}
+    for name, data in sets.items():
+        _checks.batch(name, data.x if isinstance(data, Images) else data)
+        sets[name] = data.to(device)
+        with seeded(config.seed, device):
+            _check_data(model, sets[name], name, config.objective)
+    was_training = model.training
+    history = History(str(device))
+    n_steps = config.epochs * -(-len(x) // config.batch_size)
+    with seeded(config.seed, device), _progress_bar(n_steps, device, config.progress) as bar:
+        optimizer = torch.optim.Adam(
+            model.parameters(), config.learning_rate, fused=device.type in ("cpu", "cuda")
+        )
+        with _checks.disabled():
+            for epoch in range(config.epochs):
+                model.train()
+                row = _train_epoch(model, sets["x"], config, optimizer, epoch, bar)
+                if validation is not None:
+                    with seeded(VALIDATION_SEED, device):
+                        row["validation_elbo"] = mean_terms(model, sets["validation"])["elbo"]
+                history.rows.append(row)
+                _report(bar, row)
+        bar.bar_format = "{desc}: {n_fmt}/{total_fmt} steps{postfix}"  # no clock in the last line
+    model.train(was_training)
+    history.seconds = time.perf_counter() - started
+    return history
+
+
+def _train_epoch(
+    model: Any,  # noqa: ANN401  (an nn.Module that is also an AmortizedModel)
+    data: Tensor | Images,
+    config: TrainConfig,
+    optimizer: torch.optim.Optimizer,
+    epoch: int,
+    bar: tqdm,
+) -> dict[str, float]:
+    n = len(data)
+    device = next(model.parameters()).device
+    order = torch.randperm(n, device=device)
+    sums: Tensor | float = 0.0
+    for start in range(0, n, config.batch_size):
+        beta = config.beta_at(epoch + start / n)
+        batch = present(data, order[start : start + config.batch_size])
+        bound = config.objective(model, model.encoder(batch), batch, config.n_samples)
+        target, reported = _target(bound, beta)
+        optimizer.zero_grad()
+        (-target.mean()).backward()
+        if config.clip is not None:
+            nn.utils.clip_grad_norm_(model.parameters(), config.clip)
+        optimizer.step()
+        sums = sums + reported
+        bar.update()
+    assert isinstance(sums, Tensor)
+    values = (sums / n).tolist()  # the one read of the epoch
+    if not all(map(math.isfinite, values)):
+        raise FloatingPointError(
+            f"the bound is not finite in epoch {epoch + 1}: {values}; try a smaller learning rate "
+            "or a gradient clip"
+        )
+    names = ["elbo", "reconstruction", "kl"]
+    if len(values) == 1:
+        names = [getattr(config.objective, "__name__", "bound")]
+    return {"epoch": epoch + 1, **dict(zip(names, values, strict=True)), "beta": beta}
+
+
+def _target(bound: Tensor | ElboTerms, beta: float) -> tuple[Tensor, Tensor]:
+    """What to maximise (B,), and the sums over the batch to report, with weight 1 on the KL."""
+    if isinstance(bound, ElboTerms):
+        terms = torch.stack([bound.elbo, bound.reconstruction, bound.kl])
+        target = bound.elbo if beta == 1 else bound.reconstruction - beta * bound.kl
+        return target, terms.detach().sum(1)
+    if beta != 1:
+        raise ValueError(f"beta = {beta} needs objective=elbo_terms, whose KL is a term by itself")
+    return bound, bound.detach().sum().unsqueeze(0)
+
+
+def pick_device(device: str | torch.device | None = None) -> torch.device:
+    """Return `device`, or the best there is: CUDA, then MPS, then the CPU."""
+    if device is not None:
+        return torch.device(device)
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+@torch.no_grad()
+def _check_data(model: Any, x: Tensor | Images, name: str, objective: Objective) -> None:  # noqa: ANN401
+    """Send all data through the checked likelihood once, and two rows through the objective."""
+    for batch in present(x).split(CHECK_BATCH):
+        try:
+            model.log_likelihood(batch, model.prior().sample(torch.Size((1, len(batch)))))
+        except ValueError as error:
+            raise ValueError(f"{name} does not fit the model: {error}") from error
+    few = batch[:2]
+    with torch.enable_grad():
+        objective(model, model.encoder(few), few, 1)
+
+
+def _progress_bar(n_steps: int, device: torch.device, wanted: bool | None) -> tqdm:
+    in_notebook = _in_notebook()
+    if wanted is None:
+        wanted = in_notebook or sys.stderr.isatty()
+    return tqdm(
+        total=n_steps,
+        desc=f"fit on {device}",
+        disable=not wanted,
+        # In a notebook the bar goes where print goes, so that a rendered page keeps its last line.
+        file=sys.stdout if in_notebook else sys.stderr,
+        bar_format="{desc}: {percentage:3.0f}% |{bar:30}| {remaining} left{postfix}",
+        mininterval=0.5,
+    )
+
+
+def _in_notebook() -> bool:
+    ipython = sys.modules.get("IPython")
+    return ipython is not None and hasattr(ipython.get_ipython(), "kernel")
+
+
+def _report(bar: tqdm, row: dict[str, float]) -> None:
+    name = "validation_elbo" if "validation_elbo" in row else list(row)[1]
+    bar.set_postfix_str(f"{name.replace('_', ' ')} {row[name]:.2f} nats", refresh=False)
