@@ -61,6 +61,11 @@ def batch(name: str, x: Tensor, n_rows: int | None = None) -> None:
             f"{name} has {x.shape[0]} rows but the draws z and the distribution q are for "
             f"{n_rows}: give one distribution and one row for each example"
         )
+    finite(name, x)
+
+
+def finite(name: str, x: Tensor) -> None:
+    """Raise if `x` holds a NaN or an infinity (when values are checked at all)."""
     if _enabled and x.is_floating_point() and not torch.isfinite(x).all():
         bad = int((~torch.isfinite(x)).sum())
         raise ValueError(

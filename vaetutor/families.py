@@ -92,6 +92,7 @@ class _Family(nn.Module):
                 f"lam must have shape (..., {self.n_parameters}) for {self}, found "
                 f"{tuple(lam.shape)}: end the network with family.n_parameters outputs"
             )
+        _checks.finite("lam", lam)
         # Under autocast a network hands over bfloat16, which cannot hold a log-density.
         return lam if torch.finfo(lam.dtype).bits >= 32 else lam.float()
 
@@ -146,10 +147,12 @@ class _MultivariateNormal(td.MultivariateNormal):
 class FullNormal(_Family):
     r"""Normal with full covariance, through its Cholesky factor.
 
-    .. math:: q_\lambda(z) = \mathcal{N}(z;\ \mu,\ L L^\top), \qquad \lambda = (\mu, r, \ell),
+    .. math:: q_\lambda(z) = \mathcal{N}(z;\ \mu,\ L L^\top), \qquad
+              L = \operatorname{diag}(\sigma)\,(I + U), \qquad \lambda = (\mu, r, u),
 
-    where :math:`L` is lower triangular with diagonal positive(r) and the entries :math:`\ell`
-    below it, row by row.
+    with :math:`\sigma = \operatorname{positive}(r)` and U strictly lower triangular, filled with
+    u row by row. Every covariance matrix with standard deviations in the range of the map has
+    exactly one such factor. U has no unit: rescaling z changes σ and leaves U as it is.
 
     Args:
         dim: number of latent dimensions :math:`D`.
@@ -176,9 +179,10 @@ class FullNormal(_Family):
     def forward(self, lam: Tensor) -> td.MultivariateNormal:
         lam = self._parameters_of(lam)
         mean, raw, below = lam.split([self.dim, self.dim, lam.shape[-1] - 2 * self.dim], dim=-1)
-        factor = torch.diag_embed(positive(raw))
+        unit = torch.diag_embed(torch.ones_like(raw))
         row, column = torch.tril_indices(self.dim, self.dim, -1, device=lam.device)
-        factor[..., row, column] = below
+        unit[..., row, column] = below
+        factor = positive(raw).unsqueeze(-1) * unit
         return _MultivariateNormal(mean, scale_tril=factor, validate_args=_checks.enabled())
 
     def extra_repr(self) -> str:

@@ -1,0 +1,377 @@
+"""Break the package on purpose and see the tests go red: ``python tests/mutants.py``.
+
+Each mutant is one edit of one line that public VAE code is known to contain. The edit is made in a
+copy of the package, the tests named with it run against the copy, and they must fail. A mutant
+that survives means a test is missing; the script then exits with 1.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+class Mutant(NamedTuple):
+    name: str
+    module: str
+    old: str
+    new: str
+    tests: str
+
+
+MUTANTS = [
+    Mutant(
+        "the KL sums over the batch",
+        "objectives",
+        "return td.kl_divergence(q, p)\n    except",
+        "return td.kl_divergence(q, p).sum().expand(q.batch_shape)\n    except",
+        "objectives",
+    ),
+    Mutant(
+        "mean over event dimensions (Bernoulli)",
+        "families",
+        "return td.Independent(base, len(self.event_shape))\n\n    def extra_repr(self) -> str:\n"
+        '        return f"{self.event_shape}"\n\n\nclass Normal',
+        "d = td.Independent(base, len(self.event_shape))\n"
+        "        total = d.log_prob\n"
+        "        d.log_prob = lambda v: total(v) / self.n_parameters\n"
+        "        return d\n\n    def extra_repr(self) -> str:\n"
+        '        return f"{self.event_shape}"\n\n\nclass Normal',
+        "families",
+    ),
+    Mutant(
+        "mean over event dimensions (Gaussian likelihood)",
+        "exact",
+        "return p.log_prob(x).sum(-1)",
+        "return p.log_prob(x).mean(-1)",
+        "exact",
+    ),
+    Mutant(
+        "batch leaks into the bound",
+        "objectives",
+        "n_samples).logsumexp(0) - math.log(n_samples)",
+        "n_samples).logsumexp((0, 1)) - math.log(n_samples)",
+        "objectives",
+    ),
+    Mutant(
+        "mean of the batch inside the ELBO",
+        "objectives",
+        "return log_weights(model, q, x, n_samples).mean(0)",
+        "return log_weights(model, q, x, n_samples).mean().expand(len(x))",
+        "objectives",
+    ),
+    Mutant(
+        "beta is ignored",
+        "train",
+        "bound.reconstruction - beta * bound.kl",
+        "bound.reconstruction - bound.kl",
+        "train",
+    ),
+    Mutant(
+        "the weighted ELBO is reported",
+        "train",
+        "torch.stack([bound.elbo, bound",
+        "torch.stack([bound.reconstruction - beta * bound.kl, bound",
+        "train",
+    ),
+    Mutant(
+        "N / M factor on the reconstruction",
+        "objectives",
+        "model.log_likelihood(x, draws.z).mean(0)",
+        "model.log_likelihood(x, draws.z).mean(0) * len(x)",
+        "objectives",
+    ),
+    Mutant(
+        "IWAE without log K",
+        "objectives",
+        ".logsumexp(0) - math.log(n_samples)",
+        ".logsumexp(0)",
+        "objectives",
+    ),
+    Mutant(
+        "IWAE with the wrong sign of log K",
+        "objectives",
+        ".logsumexp(0) - math.log(n_samples)",
+        ".logsumexp(0) + math.log(n_samples)",
+        "objectives",
+    ),
+    Mutant(
+        "log of the mean and mean of the log swapped",
+        "objectives",
+        ".logsumexp(0) - math.log(n_samples)",
+        ".mean(0)",
+        "objectives",
+    ),
+    Mutant(
+        "log weight with log q added",
+        "objectives",
+        "model.log_joint(x, z) - log_q",
+        "model.log_joint(x, z) + log_q",
+        "objectives",
+    ),
+    Mutant(
+        "KL with its arguments swapped",
+        "objectives",
+        "return td.kl_divergence(q, p)\n    try",
+        "return td.kl_divergence(p, q)\n    try",
+        "objectives",
+    ),
+    Mutant(
+        "KL added to the reconstruction",
+        "objectives",
+        "self.reconstruction - self.kl",
+        "self.reconstruction + self.kl",
+        "objectives",
+    ),
+    Mutant(
+        "estimated KL with the wrong sign",
+        "objectives",
+        "(draws.log_q - p.log_prob(draws.z))",
+        "(p.log_prob(draws.z) - draws.log_q)",
+        "objectives",
+    ),
+    Mutant(
+        "draws without gradient, silently",
+        "objectives",
+        "q.rsample(shape) if q.has_rsample else",
+        "q.sample(shape) if True else",
+        "objectives",
+    ),
+    Mutant(
+        "no look at whether draws carry a gradient",
+        "objectives",
+        "if log_q.requires_grad and not z.requires_grad:",
+        "if False:",
+        "objectives",
+    ),
+    Mutant(
+        "scale by a bare exponential",
+        "families",
+        "torch.exp(raw * torch.rsqrt(1 + (raw / _LOG_RANGE) ** 2))",
+        "torch.exp(raw)",
+        "families",
+    ),
+    Mutant(
+        "scale by a clamped exponential",
+        "families",
+        "torch.exp(raw * torch.rsqrt(1 + (raw / _LOG_RANGE) ** 2))",
+        "torch.exp(raw.clamp(-_LOG_RANGE, _LOG_RANGE))",
+        "families",
+    ),
+    Mutant(
+        "scale by softplus",
+        "families",
+        "torch.exp(raw * torch.rsqrt(1 + (raw / _LOG_RANGE) ** 2))",
+        "torch.nn.functional.softplus(raw) + SCALE_FLOOR",
+        "families",
+    ),
+    Mutant(
+        "log-variance read as scale",
+        "families",
+        "td.Normal(mean, positive(raw), v",
+        "td.Normal(mean, positive(raw).sqrt(), v",
+        "families",
+    ),
+    Mutant(
+        "Bernoulli from probabilities",
+        "families",
+        "_Bernoulli(logits=logits, v",
+        "_Bernoulli(probs=logits.sigmoid(), v",
+        "families",
+    ),
+    Mutant(
+        "grey pixels under a Bernoulli",
+        "families",
+        "if not super_check.all():",
+        "if False:",
+        "families",
+    ),
+    Mutant(
+        "checks left to torch's process-wide switch",
+        "families",
+        "_Bernoulli(logits=logits, validate_args=_checks.enabled())",
+        "_Bernoulli(logits=logits)",
+        "families",
+    ),
+    Mutant(
+        "full covariance without its off-diagonal",
+        "families",
+        "unit[..., row, column] = below",
+        "unit[..., row, column] = 0 * below",
+        "families",
+    ),
+    Mutant(
+        "densities in half precision",
+        "families",
+        "return lam if torch.finfo(lam.dtype).bits >= 32 else lam.float()",
+        "return lam",
+        "families",
+    ),
+    Mutant(
+        "observation scale fixed at 1",
+        "families",
+        "base = td.Normal(mean, self.scale.to(mean.dtype), v",
+        "base = td.Normal(mean, torch.ones_like(self.scale).to(mean.dtype), v",
+        "families",
+    ),
+    Mutant(
+        "a dropped constant in the Gaussian likelihood",
+        "model",
+        "return p.log_prob(x)\n",
+        "return p.log_prob(x) + 0.9189385\n",
+        "model",
+    ),
+    Mutant(
+        "no prior in the joint",
+        "model",
+        "self.log_likelihood(x, z) + self.prior().log_prob(z)",
+        "self.log_likelihood(x, z)",
+        "model",
+    ),
+    Mutant(
+        "reconstruction at the posterior mean",
+        "model",
+        "self.decoder(self.encoder(x).sample())",
+        "self.decoder(self.encoder(x).mean)",
+        "model",
+    ),
+    Mutant(
+        "the loop forgets the minus sign",
+        "train",
+        "(-target.mean()).backward()",
+        "target.mean().backward()",
+        "train",
+    ),
+    Mutant(
+        "mean of batch means",
+        "train",
+        "values = (sums / n).tolist()",
+        "values = (sums / (-(-n // config.batch_size) * config.batch_size)).tolist()",
+        "train",
+    ),
+    Mutant(
+        "the last batch is dropped",
+        "train",
+        "for start in range(0, n, config.batch_size):",
+        "for start in range(0, n - config.batch_size + 1, config.batch_size):",
+        "train",
+    ),
+    Mutant(
+        "the seed is ignored",
+        "evaluate",
+        "torch.manual_seed(seed)",
+        "torch.seed()",
+        "train",
+    ),
+    Mutant(
+        "a read of the device in every step",
+        "train",
+        "sums = sums + reported",
+        "sums = sums + reported; reported.sum().item()",
+        "train",
+    ),
+    Mutant(
+        "evaluation in training mode",
+        "evaluate",
+        "    model.eval()\n",
+        "",
+        "evaluate",
+    ),
+    Mutant(
+        "eval mode left on",
+        "evaluate",
+        "        model.train(before)\n",
+        "        pass\n",
+        "evaluate",
+    ),
+    Mutant(
+        "evidence summed in float32",
+        "evaluate",
+        "min(chunk, n_samples - start)).double()",
+        "min(chunk, n_samples - start))",
+        "evaluate",
+    ),
+    Mutant(
+        "whole chunks only",
+        "evaluate",
+        "min(chunk, n_samples - start)",
+        "chunk",
+        "evaluate",
+    ),
+    Mutant(
+        "standard error of w, not of log w",
+        "evaluate",
+        "error = (relative.clamp(min=0) / (n_samples - 1)).sqrt()",
+        "error = relative.clamp(min=0) / (n_samples - 1)",
+        "evaluate",
+    ),
+    Mutant(
+        "evidence without log S",
+        "evaluate",
+        "log_sum - torch.tensor(n_samples).log()",
+        "log_sum",
+        "evaluate",
+    ),
+    Mutant(
+        "covariance normalised by n - 1",
+        "exact",
+        "(wide - mean) / n)",
+        "(wide - mean) / (n - 1))",
+        "exact",
+    ),
+    Mutant(
+        "posterior covariance without the noise",
+        "exact",
+        "cholesky(variance * torch.linalg.inv(m))",
+        "cholesky(torch.linalg.inv(m))",
+        "exact",
+    ),
+]
+
+
+def killed(mutant: Mutant) -> bool:
+    """Apply one mutant to a copy and say whether its tests fail."""
+    with tempfile.TemporaryDirectory() as folder:
+        shutil.copytree(ROOT / "vaetutor", Path(folder, "vaetutor"))
+        path = Path(folder, "vaetutor", f"{mutant.module}.py")
+        text = path.read_text()
+        if text.count(mutant.old) < 1:
+            raise SystemExit(f"{mutant.name}: {mutant.module}.py no longer holds {mutant.old!r}")
+        path.write_text(text.replace(mutant.old, mutant.new))
+        done = subprocess.run(
+            [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider"]
+            + [str(ROOT / "tests" / f"test_{mutant.tests}.py")],
+            cwd=ROOT,
+            env={**os.environ, "PYTHONPATH": folder, "PYTHONDONTWRITEBYTECODE": "1"},
+            capture_output=True,
+            text=True,
+        )
+    if done.returncode not in (0, 1):
+        raise SystemExit(done.stdout + done.stderr)
+    return done.returncode == 1
+
+
+def main() -> None:
+    wanted = sys.argv[1:]
+    survivors = []
+    chosen = [m for m in MUTANTS if not wanted or any(word in m.name for word in wanted)]
+    for mutant in chosen:
+        dead = killed(mutant)
+        print(
+            f"{'killed  ' if dead else 'SURVIVED'}  {mutant.module:10s}  {mutant.name}", flush=True
+        )
+        if not dead:
+            survivors.append(mutant)
+    print(f"{len(chosen) - len(survivors)} of {len(chosen)} mutants killed")
+    sys.exit(bool(survivors))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,179 @@
+"""The exact models against scipy, quadrature, scikit-learn and published formulas."""
+
+import numpy as np
+import pytest
+import scipy.stats
+import torch
+from conftest import Z_LIMIT, z_score
+from sklearn.decomposition import PCA
+
+from vaetutor import ConjugateNormal, LinearGaussian, digits, kl
+from vaetutor.model import LatentVariableModel, TwoTermModel
+
+# Computed independently: scikit-learn digits, raw values 0..16, nats per datum.
+ANCHORS = [
+    # q, sigma^2, maximum log-likelihood, mean KL = 1/2 sum ln(l_i / sigma^2)
+    (1, 16.231292, -181.194141851, 1.199963),
+    (2, 13.853948, -177.439971498, 2.513657),
+    (10, 5.824351, -159.993731201, 12.796141),
+    (20, 2.886195, -150.168378294, 25.438269),
+]
+
+
+@pytest.fixture
+def small(float64):
+    return LinearGaussian(torch.randn(5, 2), torch.randn(5), 0.7)
+
+
+@pytest.fixture
+def x(float64, device):
+    return digits().x.double().to(device)
+
+
+@pytest.mark.parametrize(("q", "variance", "log_likelihood", "mean_kl"), ANCHORS)
+def test_maximum_likelihood_on_digits(x, q, variance, log_likelihood, mean_kl):
+    model = LinearGaussian.fit(x, q)
+    assert model.noise_scale.item() ** 2 == pytest.approx(variance, abs=5e-7)
+    assert model.log_evidence(x).mean().item() == pytest.approx(log_likelihood, abs=5e-9)
+    kls = kl(model.posterior(x), model.prior())
+    assert kls.mean().item() == pytest.approx(mean_kl, abs=5e-7)
+
+
+@pytest.mark.parametrize("q", [1, 2, 10, 20])
+def test_maximum_likelihood_is_the_formula_of_tipping_and_bishop(x, q):
+    values = np.linalg.eigvalsh(np.cov(x.cpu().numpy().T, bias=True))[::-1]
+    d, variance = 64, values[q:].mean()
+    logs = np.log(values[:q]).sum() + (d - q) * np.log(variance)
+    expected = -0.5 * (d * np.log(2 * np.pi) + logs + d)
+    assert LinearGaussian.fit(x, q).log_evidence(x).mean().item() == pytest.approx(
+        expected, abs=1e-9
+    )
+
+
+def test_scikit_learn_agrees_up_to_its_normalisation(x):
+    ours = LinearGaussian.fit(x, 10).log_evidence(x).mean().item()
+    theirs = PCA(10, svd_solver="full").fit(x.cpu().numpy()).score(x.cpu().numpy())
+    assert 0 < ours - theirs < 1e-5  # it divides by n - 1, so it is not the maximum
+
+
+def test_no_direction_improves_the_fit(x):
+    """The gradient of the mean log-likelihood is zero at the closed-form optimum."""
+    fitted = LinearGaussian.fit(x, 3)
+    weight = fitted.weight.clone().requires_grad_()
+    mean = fitted.mean.clone().requires_grad_()
+    scale = fitted.noise_scale.clone().requires_grad_()
+    covariance = weight @ weight.T + scale**2 * torch.eye(64)
+    torch.distributions.MultivariateNormal(mean, covariance).log_prob(x).mean().backward()
+    for gradient in (weight.grad, mean.grad, scale.grad):
+        assert gradient.abs().max() < 1e-9
+
+
+def test_evidence_is_the_dense_normal(small):
+    x = small.sample(20)
+    w, mean, s = (t.cpu().numpy() for t in (small.weight, small.mean, small.noise_scale))
+    dense = scipy.stats.multivariate_normal(mean, w @ w.T + s**2 * np.eye(5))
+    np.testing.assert_allclose(
+        small.log_evidence(x).cpu().numpy(), dense.logpdf(x.cpu().numpy()), rtol=1e-10
+    )
+
+
+@pytest.mark.parametrize("make", [lambda: None, lambda: ConjugateNormal(2.0, 0.5).double()])
+def test_bayes_rule_holds_for_every_z(small, make):
+    """log p(x, z) - log p(z|x) is log p(x), whatever z."""
+    model = make() or small
+    x = model.sample(7)
+    z = torch.randn(50, 7, *model.prior().event_shape) * 3
+    difference = model.log_joint(x, z) - model.posterior(x).log_prob(z)
+    torch.testing.assert_close(difference, model.log_evidence(x).expand(50, 7), rtol=0, atol=1e-10)
+
+
+def test_posterior_is_diagonal_only_for_orthogonal_columns(x):
+    fitted = LinearGaussian.fit(x, 4)
+    rotation = torch.linalg.qr(torch.randn(4, 4))[0]
+    rotated = LinearGaussian(fitted.weight @ rotation, fitted.mean, fitted.noise_scale)
+    torch.testing.assert_close(rotated.log_evidence(x), fitted.log_evidence(x))
+    off = lambda model: (c := model.posterior(x[:1]).covariance_matrix[0]) - c.diag().diag()
+    assert off(fitted).abs().max() < 1e-12
+    assert off(rotated).abs().max() > 1e-3
+
+
+def test_conjugate_posterior_by_quadrature(float64):
+    model = ConjugateNormal(prior_scale=1.3, noise_scale=0.6).double()
+    x = torch.tensor([[1.5]])
+    grid = torch.linspace(-10, 10, 20_001)
+    joint = model.log_joint(x, grid.reshape(-1, 1, 1))[:, 0].exp()
+    evidence = torch.trapezoid(joint, grid)
+    mean = torch.trapezoid(grid * joint, grid) / evidence
+    variance = torch.trapezoid((grid - mean) ** 2 * joint, grid) / evidence
+    assert model.log_evidence(x).item() == pytest.approx(evidence.log().item(), abs=1e-10)
+    assert model.posterior(x).mean.item() == pytest.approx(mean.item(), abs=1e-10)
+    assert model.posterior(x).variance.item() == pytest.approx(variance.item(), abs=1e-10)
+
+
+def test_the_standard_conjugate_example(float64):
+    posterior = ConjugateNormal().double().posterior(torch.tensor([[1.5]]))
+    assert (posterior.mean.item(), posterior.variance.item()) == pytest.approx((0.75, 0.5))
+
+
+def test_draws_have_the_moments_of_the_evidence(small):
+    x = small.sample(100_000) - small.mean
+    assert z_score(x, 0.0) < Z_LIMIT
+    covariance = small.weight @ small.weight.T + small.noise_scale**2 * torch.eye(5)
+    assert z_score(x.unsqueeze(-1) * x.unsqueeze(-2), covariance) < Z_LIMIT
+    x = ConjugateNormal(2.0, 0.5).double().sample(100_000)
+    assert z_score(x**2, 4.25) < Z_LIMIT
+
+
+def test_draws_repeat_with_a_generator(small, device):
+    draw = lambda: small.sample(3, torch.Generator(device).manual_seed(1))
+    assert torch.equal(draw(), draw())
+
+
+def test_protocols(small):
+    for model in (small, ConjugateNormal()):
+        assert isinstance(model, LatentVariableModel) and isinstance(model, TwoTermModel)
+
+
+def test_fit_keeps_the_dtype_of_the_data(x):
+    fitted = LinearGaussian.fit(x.float(), 2)
+    assert fitted.weight.dtype == torch.float32
+    assert fitted.log_evidence(x.float()).mean().item() == pytest.approx(ANCHORS[1][2], abs=1e-3)
+
+
+@pytest.mark.parametrize("latent_dim", [0, 64, 65, 1.0])
+def test_fit_refuses_impossible_sizes(x, latent_dim):
+    with pytest.raises(ValueError, match="latent_dim must be"):
+        LinearGaussian.fit(x, latent_dim)
+
+
+def test_fit_refuses_data_without_noise():
+    flat = torch.randn(100, 2) @ torch.randn(2, 5)
+    with pytest.raises(ValueError, match="no more than latent_dim = 2 directions"):
+        LinearGaussian.fit(flat.double(), 2)
+
+
+@pytest.mark.parametrize(
+    ("x", "message"),
+    [
+        (torch.zeros(3, 4), "x must have shape"),
+        (torch.zeros(0, 5), "at least one example"),
+        (torch.full((3, 5), float("nan")), "15 values that are NaN or infinite"),
+        ([[0.0]], "x must be a torch.Tensor"),
+    ],
+)
+def test_bad_observations_are_refused(x, message):
+    model = LinearGaussian(torch.randn(5, 2), torch.randn(5), 0.7)
+    x = x.to(model.weight.device) if isinstance(x, torch.Tensor) else x
+    with pytest.raises(ValueError, match=message):
+        model.log_evidence(x)
+    with pytest.raises(ValueError, match=message):
+        model.posterior(x)
+
+
+def test_bad_parameters_are_refused():
+    with pytest.raises(ValueError, match="weight must have shape"):
+        LinearGaussian(torch.zeros(5, 2), torch.zeros(4), 1.0)
+    with pytest.raises(ValueError, match="noise_scale must be"):
+        LinearGaussian(torch.zeros(5, 2), torch.zeros(5), 0.0)
+    with pytest.raises(ValueError, match="prior_scale must be"):
+        ConjugateNormal(-1.0)

@@ -1,0 +1,396 @@
+"""Training against closed-form optima, and the promises that `fit` makes."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from vaetutor import (
+    VAE,
+    Bernoulli,
+    DiagonalNormal,
+    FullNormal,
+    LinearGaussian,
+    Normal,
+    StandardNormal,
+    TrainConfig,
+    elbo,
+    elbo_terms,
+    fit,
+    iwae,
+    mlp,
+    mnist,
+)
+from vaetutor.evaluate import mean_terms
+from vaetutor.train import pick_device
+
+
+def some_vae(n_pixels=12, dim=2, observed=Bernoulli):
+    torch.manual_seed(3)
+    encoder = nn.Sequential(mlp(n_pixels, 8, 2 * dim), DiagonalNormal(dim))
+    decoder = nn.Sequential(mlp(dim, 8, n_pixels), observed(n_pixels))
+    return VAE(encoder, decoder, StandardNormal(dim))
+
+
+def bits(n=50, n_pixels=12):
+    generator = torch.Generator("cpu").manual_seed(1)
+    return (torch.rand(n, n_pixels, generator=generator, device="cpu") < 0.3).float()
+
+
+def config(device, **options):
+    return TrainConfig(**{"epochs": 2, "batch_size": 16, "device": device, **options})
+
+
+# --- does it find the optimum? --------------------------------------------------------------
+
+
+@pytest.mark.parametrize("objective", [elbo, elbo_terms, iwae])
+def test_linear_vae_reaches_the_maximum_likelihood(device, objective):
+    """The best ELBO of a linear VAE is the maximum log-likelihood of probabilistic PCA."""
+    generator = torch.Generator("cpu").manual_seed(0)
+    make = lambda *shape: torch.randn(*shape, generator=generator, device="cpu")
+    x = (make(500, 2) @ make(2, 5) + 0.3 * make(500, 5)).to(device)
+    best = LinearGaussian.fit(x.double(), 2).log_evidence(x.double()).mean().item()
+    torch.manual_seed(0)
+    family = FullNormal(2)
+    vae = VAE(
+        nn.Sequential(nn.Linear(5, family.n_parameters), family),
+        nn.Sequential(nn.Linear(2, 5), Normal(5)),
+        StandardNormal(2),
+    )
+    for learning_rate in (3e-2, 3e-3):
+        options = {"epochs": 400, "batch_size": 500, "learning_rate": learning_rate}
+        fit(vae, x, config(device, objective=objective, n_samples=8, **options))
+    reached = mean_terms(vae, x, n_samples=200)["elbo"]
+    assert best - 0.02 < reached < best + 0.005
+
+
+def test_digits_are_learnt(device):
+    """Two latent numbers and ten epochs beat the best model without any, by 10 nats a digit."""
+    train, test = mnist("train"), mnist("test")
+    p = train.x.mean(0).clamp(1e-4, 1 - 1e-4)
+    x = test.present(generator=torch.Generator("cpu").manual_seed(0)).cpu()
+    independent = (x * p.cpu().log() + (1 - x) * (1 - p.cpu()).log()).sum(1).mean().item()
+    torch.manual_seed(0)
+    vae = VAE(
+        nn.Sequential(mlp(784, 128, 4), DiagonalNormal(2)),
+        nn.Sequential(mlp(2, 128, 784), Bernoulli(784)),
+        StandardNormal(2),
+    )
+    history = fit(vae, train, TrainConfig(epochs=10, device=device), test)
+    assert history.frame.validation_elbo.iloc[-1] > independent + 10
+    assert history.frame.kl.iloc[-1] > 3
+
+
+def test_per_sample_noise_is_drawn_anew_in_each_step(device):
+    """With a learning rate of (almost) zero, epochs differ only by their draws."""
+    vae = some_vae()
+    frame = fit(vae, bits(), config(device, learning_rate=1e-30, epochs=3)).frame
+    assert frame.reconstruction.nunique() == 3
+    assert frame.kl.nunique() == 1  # in closed form, so it does not hang on the draws
+
+
+# --- reports --------------------------------------------------------------------------------
+
+
+def test_means_are_over_examples_not_over_batches(device):
+    """50 examples in batches of 16: the last two must not weigh as much as sixteen."""
+    vae, x = some_vae(), bits()
+    x[:3] = 1  # a few odd examples, so that wrong weights show
+    row = fit(vae, x, config(device, learning_rate=1e-30, epochs=1)).rows[0]
+    exact = mean_terms(vae, x)
+    assert row["kl"] == pytest.approx(exact["kl"], rel=1e-5)
+    assert mean_terms(vae, x, batch_size=7)["kl"] == pytest.approx(exact["kl"], rel=1e-6)
+    assert row["elbo"] == pytest.approx(row["reconstruction"] - row["kl"], rel=1e-5)
+
+
+def test_beta_changes_the_gradient_not_the_reported_elbo(device):
+    frames = {}
+    for beta in (1.0, 4.0):
+        vae = some_vae()
+        frames[beta] = fit(vae, bits(), config(device, beta=beta, learning_rate=1e-30)).frame
+        assert (frames[beta].beta == beta).all()
+    columns = ["elbo", "reconstruction", "kl"]
+    assert (frames[1.0][columns] == frames[4.0][columns]).all().all()
+    trained = {}
+    for beta in (0.0, 1.0, 10.0):
+        vae = some_vae()
+        fit(vae, bits(), config(device, beta=beta, epochs=30, learning_rate=1e-2))
+        trained[beta] = mean_terms(vae, bits())["kl"]
+    assert trained[0.0] > trained[1.0] > trained[10.0]
+
+
+def test_beta_scales_the_kl_gradient_exactly(device):
+    """One plain gradient step: gradient(beta) = gradient(recon) - beta gradient(kl)."""
+    gradients = {}
+    for beta in (0.0, 1.0, 3.0):
+        vae = some_vae()
+        caught = []
+        hook = vae.encoder[0][0].weight.register_hook(caught.append)
+        fit(vae, bits(), config(device, beta=beta, epochs=1, batch_size=50, learning_rate=1e-30))
+        hook.remove()
+        gradients[beta] = caught[-1]
+    kl_part = gradients[1.0] - gradients[0.0]
+    assert kl_part.abs().max() > 1e-4
+    torch.testing.assert_close(gradients[3.0] - gradients[0.0], 3 * kl_part, rtol=1e-3, atol=1e-6)
+
+
+def test_beta_can_follow_a_schedule(device):
+    seen = []
+
+    def warm_up(epoch):
+        seen.append(epoch)
+        return min(1.0, epoch / 2)
+
+    frame = fit(some_vae(), bits(), config(device, beta=warm_up, epochs=3)).frame
+    assert seen[1:] == pytest.approx([e + b * 16 / 50 for e in range(3) for b in range(4)])
+    assert frame.beta.tolist() == pytest.approx([0.48, 0.98, 1.0])
+
+
+@pytest.mark.parametrize("objective", [elbo, iwae])
+def test_other_bounds_are_reported_by_their_name_and_refuse_beta(device, objective):
+    frame = fit(some_vae(), bits(), config(device, objective=objective, n_samples=3)).frame
+    assert list(frame.columns) == ["epoch", objective.__name__, "beta"]
+    with pytest.raises(ValueError, match="beta = 0.5 needs objective=elbo_terms"):
+        fit(some_vae(), bits(), config(device, objective=objective, beta=0.5))
+
+
+def test_validation_is_the_elbo_at_the_end_of_each_epoch_with_fixed_draws(device):
+    vae = some_vae()
+    frame = fit(vae, bits(), config(device, learning_rate=1e-30), validation=bits(20)).frame
+    assert frame.validation_elbo.nunique() == 1
+    exact = mean_terms(vae, bits(20), n_samples=2000)["elbo"]
+    assert frame.validation_elbo.iloc[0] == pytest.approx(exact, abs=1.0)
+
+
+def test_validation_does_not_change_training(device):
+    plain = fit(some_vae(), bits(), config(device)).frame
+    watched = fit(some_vae(), bits(), config(device), validation=mnist_like()).frame
+    assert plain.equals(watched[plain.columns])
+
+
+def mnist_like():
+    from vaetutor import Images
+
+    intensities = torch.rand(40, 12, device="cpu")
+    return Images(
+        intensities, torch.zeros(40, dtype=torch.int64, device="cpu"), "dynamic", "t", (3, 4)
+    )
+
+
+def test_history_draws_its_curves(device):
+    history = fit(some_vae(), bits(), config(device), validation=bits(20))
+    ax = history.plot()
+    assert ax.get_xlabel()
+    assert "validation_elbo" in history._repr_html_()
+    assert history.seconds > 0 and history.device == str(pick_device(device))
+
+
+# --- randomness, modes, devices -------------------------------------------------------------
+
+
+def test_same_seed_same_history(device):
+    for data in (bits(), mnist_like()):
+        models = [some_vae(), some_vae(), some_vae()]
+        seeds = (5, 5, 6)
+        frames = [
+            fit(m, data, config(device, seed=s)).frame for m, s in zip(models, seeds, strict=True)
+        ]
+        assert frames[0].equals(frames[1])
+        assert not frames[0].equals(frames[2])
+        for a, b in zip(models[0].parameters(), models[1].parameters(), strict=True):
+            assert torch.equal(a, b)
+
+
+def test_the_global_random_state_is_left_as_it_was(device):
+    vae = some_vae()
+    torch.manual_seed(9)
+    expected = torch.rand(3)
+    torch.manual_seed(9)
+    fit(vae, bits(), config(device), validation=bits(20))
+    assert torch.equal(torch.rand(3), expected)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_the_mode_of_the_model_is_left_as_it_was(device, training):
+    vae = some_vae().train(training)
+    modes = []
+    vae.encoder[0].register_forward_pre_hook(lambda module, _: modes.append(module.training))
+    fit(vae, bits(), config(device, epochs=1), validation=bits(20))
+    assert vae.training is training and vae.encoder[0].training is training
+    # two checks, four training batches in training mode, one validation pass in eval mode
+    assert modes[-5:] == [True] * 4 + [False]
+
+
+def test_dynamic_binarisation_is_drawn_anew_in_each_batch(device):
+    shown = []
+
+    def watch(model, q, x, n_samples):
+        shown.append(x.clone())
+        return elbo_terms(model, q, x, n_samples)
+
+    fit(some_vae(), mnist_like(), config(device, objective=watch, batch_size=40, epochs=2))
+    first, second = shown[-2:]
+    assert set(first.unique().tolist()) == {0.0, 1.0}
+    assert not torch.equal(first.sum(0), second.sum(0))
+
+
+def test_every_example_is_seen_once_an_epoch(device):
+    shown = []
+
+    def watch(model, q, x, n_samples):
+        shown.append(x)
+        return elbo_terms(model, q, x, n_samples)
+
+    x = torch.arange(50.0).unsqueeze(1).expand(50, 12) / 50
+    fit(some_vae(observed=Normal), x, config(device, objective=watch, epochs=2))
+    seen = torch.cat(shown[1:])[:, 0].cpu() * 50
+    for epoch in (seen[:50], seen[50:]):
+        assert epoch.sort().values.round().tolist() == list(range(50))
+    assert not torch.equal(seen[:50], seen[50:])
+
+
+class CountReads(TorchDispatchMode):
+    """Counts the reads of a device value by the host; on a GPU each one waits for the device."""
+
+    reads = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func is torch.ops.aten._local_scalar_dense.default:
+            self.reads += 1
+        return func(*args, **(kwargs or {}))
+
+
+def test_no_read_from_the_device_inside_the_loop(device):
+    counts = []
+    for batch_size in (25, 5):
+        with CountReads() as counter:
+            fit(some_vae(), bits(), config(device, batch_size=batch_size, clip=1.0))
+        counts.append(counter.reads)
+    assert counts[0] == counts[1]
+
+
+def test_float32_training_follows_float64(device):
+    histories = []
+    for dtype in (torch.float32, torch.float64):
+        torch.manual_seed(3)
+        vae = some_vae(observed=Normal).to(dtype)
+        # KL weight only: no draws, so both precisions walk the same path.
+        terms = lambda model, q, x, n: elbo_terms(model, q, x, n)._replace(
+            reconstruction=-(q.mean - x[:, :2]).square().sum(-1)
+        )
+        x = bits().to(dtype)
+        histories.append(fit(vae, x, config(device, objective=terms, batch_size=50)).frame)
+    assert histories[0].elbo.tolist() == pytest.approx(histories[1].elbo.tolist(), rel=1e-4)
+
+
+def test_gradients_are_clipped_to_the_norm(device):
+    steps = []
+    for clip in (None, 1e-3):
+        vae = some_vae()
+        norms = []
+        original = torch.optim.Adam.step
+
+        def step(self, *args, norms=norms, original=original, **kwargs):
+            gradients = [p.grad for group in self.param_groups for p in group["params"]]
+            norms.append(torch.cat([g.flatten() for g in gradients]).norm().item())
+            return original(self, *args, **kwargs)
+
+        torch.optim.Adam.step = step
+        try:
+            fit(vae, bits(), config(device, clip=clip))
+        finally:
+            torch.optim.Adam.step = original
+        steps.append(norms)
+    assert min(steps[0]) > 1e-2
+    assert max(steps[1]) == pytest.approx(1e-3, rel=1e-3)
+
+
+def test_device_none_takes_the_best_there_is():
+    expected = "cuda" if torch.cuda.is_available() else "cpu"
+    if not torch.backends.mps.is_available():
+        assert pick_device(None).type == expected
+    assert pick_device("cpu").type == "cpu"
+
+
+def test_quiet_outside_terminals_and_one_line_in_the_end(device, capsys):
+    fit(some_vae(), bits(), config(device))
+    assert capsys.readouterr() == ("", "")
+    fit(some_vae(), bits(), config(device, progress=True))
+    text = capsys.readouterr().err
+    last = text.rstrip("\n").split("\r")[-1].strip()
+    assert text.count("\n") == 1
+    assert last.startswith("fit on ") and "8/8 steps" in last and "nats" in last
+
+
+# --- bad input ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("x", "message"),
+    [
+        (torch.zeros(0, 12), "x must hold at least one example"),
+        (torch.zeros(5, 11), "x does not fit the model: .*shape"),
+        (torch.full((5, 12), 0.3), "x does not fit the model: .*found 0.3.*binarise"),
+        (torch.full((5, 12), float("nan")), "60 values that are NaN or infinite"),
+        (torch.full((5, 12), float("inf")), "60 values that are NaN or infinite"),
+        ([[0.0] * 12], "x must be a torch.Tensor"),
+    ],
+)
+@pytest.mark.parametrize("where", ["x", "validation"])
+def test_bad_data_are_refused_before_the_first_step(device, x, message, where):
+    vae = some_vae()
+    before = [p.clone() for p in vae.parameters()]
+    data = {"x": bits(), where: x}
+    with pytest.raises(ValueError, match=message.replace("x ", f"{where} ", 1)):
+        fit(vae, data["x"], config(device), data.get("validation"))
+    for old, new in zip(before, vae.parameters(), strict=True):
+        assert torch.equal(old.to(new.device), new)
+
+
+def test_one_grey_pixel_anywhere_is_found(device):
+    x = bits(3000)
+    x[2500, 7] = 0.5
+    with pytest.raises(ValueError, match="found 0.5"):
+        fit(some_vae(), x, config(device))
+
+
+def test_encoders_whose_draws_carry_no_gradient_are_refused(device):
+    class BinaryLatents(nn.Module):
+        def forward(self, lam):
+            return torch.distributions.Independent(torch.distributions.Bernoulli(logits=lam), 1)
+
+    vae = some_vae()
+    vae.encoder = nn.Sequential(mlp(12, 8, 2), BinaryLatents())
+    with pytest.raises(ValueError, match="carry no gradient"):
+        fit(vae, bits(), config(device))
+
+
+def test_a_bound_that_stops_being_finite_stops_training(device):
+    poisoned = lambda *args: elbo(*args) * math.nan
+    with pytest.raises(FloatingPointError, match="not finite in epoch 1"):
+        fit(some_vae(), bits(), config(device, objective=poisoned))
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("epochs", 0),
+        ("epochs", 1.5),
+        ("batch_size", 0),
+        ("n_samples", 0),
+        ("learning_rate", 0.0),
+        ("learning_rate", float("nan")),
+        ("clip", -1.0),
+        ("seed", -1),
+        ("beta", -0.1),
+        ("beta", float("nan")),
+        ("beta", lambda epoch: -1.0),
+        ("objective", "elbo"),
+    ],
+)
+def test_configuration_is_checked(option, value):
+    with pytest.raises(ValueError, match=f"{option} must be"):
+        TrainConfig(**{option: value})
