@@ -54,7 +54,7 @@ class FixedNoise(td.Independent):
         super().__init__(td.Normal(loc, scale), 1)
         self.eps, self.used = eps, 0
 
-    def rsample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:
+    def rsample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:  # noqa: B008
         (n,) = sample_shape
         eps = self.eps[self.used : self.used + n]
         assert len(eps) == n, "asked for more draws than there is noise"

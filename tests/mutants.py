@@ -345,10 +345,11 @@ def killed(mutant: Mutant) -> bool:
         if text.count(mutant.old) < 1:
             raise SystemExit(f"{mutant.name}: {mutant.module}.py no longer holds {mutant.old!r}")
         path.write_text(text.replace(mutant.old, mutant.new))
+        tests = ROOT / "tests" / f"test_{mutant.tests}.py"
+        options = ["-x", "-q", "-p", "no:cacheprovider", "-c", ROOT / "pyproject.toml"]
         done = subprocess.run(
-            [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider"]
-            + [str(ROOT / "tests" / f"test_{mutant.tests}.py")],
-            cwd=ROOT,
+            [sys.executable, "-m", "pytest", *options, f"--rootdir={ROOT}", tests],
+            cwd=folder,  # python -m looks here first, so the broken copy is what gets imported
             env={**os.environ, "PYTHONPATH": folder, "PYTHONDONTWRITEBYTECODE": "1"},
             capture_output=True,
             text=True,
@@ -362,11 +363,13 @@ def main() -> None:
     wanted = sys.argv[1:]
     survivors = []
     chosen = [m for m in MUTANTS if not wanted or any(word in m.name for word in wanted)]
+    for tests in sorted({m.tests for m in chosen}):  # the control: an unbroken copy passes
+        if killed(Mutant("control", "model", "VAE", "VAE", tests)):
+            raise SystemExit(f"test_{tests}.py fails without any mutant")
     for mutant in chosen:
         dead = killed(mutant)
-        print(
-            f"{'killed  ' if dead else 'SURVIVED'}  {mutant.module:10s}  {mutant.name}", flush=True
-        )
+        verdict = "killed" if dead else "SURVIVED"
+        print(f"{verdict:8s}  {mutant.module:10s}  {mutant.name}", flush=True)
         if not dead:
             survivors.append(mutant)
     print(f"{len(chosen) - len(survivors)} of {len(chosen)} mutants killed")
