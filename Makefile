@@ -8,7 +8,7 @@ TORCH_INDEX ?=
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: help book notebooks test lint serve clean
+.PHONY: help book notebooks test lint mutants bench serve clean
 .DEFAULT_GOAL := help
 
 help: ## list the commands
@@ -31,6 +31,12 @@ lint: $(INSTALLED) ## style of the code and of the book's code cells, and types
 	$(BIN)/nbqa "ruff check" book
 	$(BIN)/nbqa "ruff format" book --check
 	$(BIN)/mypy
+
+mutants: $(INSTALLED) ## break the package on purpose, one line at a time, and see the tests go red
+	OMP_NUM_THREADS=1 $(BIN)/python tests/mutants.py
+
+bench: $(INSTALLED) ## time a training step against a hand-written loop
+	$(BIN)/python tests/benchmarks/training_step.py | tee tests/benchmarks/RESULTS.md
 
 serve: book ## show the built book at http://localhost:8000 (PORT=...)
 	$(BIN)/python -m http.server --bind localhost --directory _build/html $(PORT)

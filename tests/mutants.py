@@ -77,15 +77,15 @@ MUTANTS = [
     Mutant(
         "the weighted ELBO is reported",
         "train",
-        "torch.stack([bound.elbo, bound",
-        "torch.stack([bound.reconstruction - beta * bound.kl, bound",
+        "torch.stack([bound.reconstruction.detach(), bound.kl.detach()])",
+        "torch.stack([bound.reconstruction.detach(), beta * bound.kl.detach()])",
         "train",
     ),
     Mutant(
         "N / M factor on the reconstruction",
         "objectives",
-        "model.log_likelihood(x, draws.z).mean(0)",
-        "model.log_likelihood(x, draws.z).mean(0) * len(x)",
+        "model.log_likelihood(x, z).mean(0)",
+        "model.log_likelihood(x, z).mean(0) * len(x)",
         "objectives",
     ),
     Mutant(
@@ -154,21 +154,21 @@ MUTANTS = [
     Mutant(
         "scale by a bare exponential",
         "families",
-        "torch.exp(raw * torch.rsqrt(1 + (raw / _LOG_RANGE) ** 2))",
+        "torch.exp(raw * (1 + (raw / _LOG_RANGE).square()).rsqrt())",
         "torch.exp(raw)",
         "families",
     ),
     Mutant(
         "scale by a clamped exponential",
         "families",
-        "torch.exp(raw * torch.rsqrt(1 + (raw / _LOG_RANGE) ** 2))",
+        "torch.exp(raw * (1 + (raw / _LOG_RANGE).square()).rsqrt())",
         "torch.exp(raw.clamp(-_LOG_RANGE, _LOG_RANGE))",
         "families",
     ),
     Mutant(
         "scale by softplus",
         "families",
-        "torch.exp(raw * torch.rsqrt(1 + (raw / _LOG_RANGE) ** 2))",
+        "torch.exp(raw * (1 + (raw / _LOG_RANGE).square()).rsqrt())",
         "torch.nn.functional.softplus(raw) + SCALE_FLOOR",
         "families",
     ),
@@ -189,7 +189,7 @@ MUTANTS = [
     Mutant(
         "grey pixels under a Bernoulli",
         "families",
-        "if not super_check.all():",
+        "if not binary.all():",
         "if False:",
         "families",
     ),
@@ -273,8 +273,8 @@ MUTANTS = [
     Mutant(
         "a read of the device in every step",
         "train",
-        "sums = sums + reported",
-        "sums = sums + reported; reported.sum().item()",
+        "sums = sums + sums_of_batch",
+        "sums = sums + sums_of_batch; sums_of_batch.sum().item()",
         "train",
     ),
     Mutant(

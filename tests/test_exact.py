@@ -87,6 +87,14 @@ def test_bayes_rule_holds_for_every_z(small, make):
     torch.testing.assert_close(difference, model.log_evidence(x).expand(50, 7), rtol=0, atol=1e-10)
 
 
+def test_one_z_serves_every_x(small):
+    x, z = small.sample(7), torch.randn(50, 1, 2)
+    joint = small.log_joint(x, z)
+    torch.testing.assert_close(joint, small.log_joint(x, z.expand(50, 7, 2)), rtol=0, atol=0)
+    with pytest.raises(ValueError, match="x has 7 rows but .* for 3"):
+        small.log_joint(x, torch.randn(50, 3, 2))
+
+
 def test_posterior_is_diagonal_only_for_orthogonal_columns(x):
     fitted = LinearGaussian.fit(x, 4)
     rotation = torch.linalg.qr(torch.randn(4, 4))[0]

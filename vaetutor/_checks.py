@@ -48,20 +48,24 @@ def positive_number(name: str, value: float) -> float:
     return float(value)
 
 
-def batch(name: str, x: Tensor, n_rows: int | None = None) -> None:
-    """Raise unless `x` is a non-empty batch of finite values (with `n_rows` rows, if given)."""
+def batch(name: str, x: Tensor) -> None:
+    """Raise unless `x` is a non-empty batch of finite values."""
     if not isinstance(x, Tensor):
         raise ValueError(f"{name} must be a torch.Tensor, found {type(x).__name__}")
     if x.ndim < 1 or x.numel() == 0:
         raise ValueError(
             f"{name} must hold at least one example, found a tensor of shape {tuple(x.shape)}"
         )
-    if n_rows is not None and x.shape[0] != n_rows:
-        raise ValueError(
-            f"{name} has {x.shape[0]} rows but the draws z and the distribution q are for "
-            f"{n_rows}: give one distribution and one row for each example"
-        )
     finite(name, x)
+
+
+def rows(x: Tensor, z: Tensor, shared: bool = False) -> None:
+    """Raise unless z (S, B, D) has as many rows as x, or one for all of them if `shared`."""
+    if z.shape[1] != len(x) and not (shared and z.shape[1] == 1):
+        raise ValueError(
+            f"x has {len(x)} rows but the draws z and the distribution q are for {z.shape[1]}: "
+            "give one distribution and one row for each example"
+        )
 
 
 def finite(name: str, x: Tensor) -> None:

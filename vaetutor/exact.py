@@ -29,7 +29,7 @@ class _ExactModel(nn.Module):
 
         Args:
             x: observations (B, d).
-            z: latent draws (S, B, D).
+            z: latent draws (S, B, D), or (S, 1, D) for the same z with every x.
 
         Returns:
             Tensor (S, B), nats.
@@ -41,8 +41,10 @@ class _ExactModel(nn.Module):
         return self.log_likelihood(x, z) + self.prior().log_prob(z)
 
     @staticmethod
-    def _check(x: Tensor, width: int, n_rows: int | None = None) -> None:
-        _checks.batch("x", x, n_rows)
+    def _check(x: Tensor, width: int, z: Tensor | None = None) -> None:
+        _checks.batch("x", x)
+        if z is not None:
+            _checks.rows(x, z, shared=True)
         if x.ndim != 2 or x.shape[1] != width:
             raise ValueError(f"x must have shape (B, {width}), found {tuple(x.shape)}")
 
@@ -143,7 +145,7 @@ class LinearGaussian(_ExactModel):
 
     def log_likelihood(self, x: Tensor, z: Tensor) -> Tensor:
         r"""Return :math:`\log p(x \mid z)`, (S, B), nats, for x (B, d) and z (S, B, q)."""
-        self._check(x, len(self.mean), z.shape[1])
+        self._check(x, len(self.mean), z)
         p = td.Normal(z @ self.weight.T + self.mean, self.noise_scale, validate_args=False)
         return p.log_prob(x).sum(-1)
 
@@ -211,7 +213,7 @@ class ConjugateNormal(_ExactModel):
 
     def log_likelihood(self, x: Tensor, z: Tensor) -> Tensor:
         r"""Return :math:`\log p(x \mid z)`, (S, B), nats, for x (B, 1) and z (S, B, 1)."""
-        self._check(x, 1, z.shape[1])
+        self._check(x, 1, z)
         return td.Normal(z, self.noise_scale, validate_args=False).log_prob(x).sum(-1)
 
     def log_evidence(self, x: Tensor) -> Tensor:

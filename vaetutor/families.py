@@ -45,7 +45,7 @@ def positive(raw: Tensor) -> Tensor:
     >>> positive(torch.tensor([-1e4, 0.0, 1e4])).log10().round(decimals=4).tolist()
     [-4.0, 0.0, 4.0]
     """
-    return torch.exp(raw * torch.rsqrt(1 + (raw / _LOG_RANGE) ** 2))
+    return torch.exp(raw * (1 + (raw / _LOG_RANGE).square()).rsqrt())
 
 
 def inverse_positive(scale: Tensor) -> Tensor:
@@ -193,9 +193,9 @@ class _Bernoulli(td.Bernoulli):
     """A Bernoulli that refuses grey pixels, whatever torch's process-wide switch says."""
 
     def _validate_sample(self, value: Tensor) -> None:
-        super_check = (value == 0) | (value == 1)
-        if not super_check.all():
-            found = value[~super_check].flatten()[0].item()
+        binary = (value == 0) | (value == 1)
+        if not binary.all():
+            found = value[~binary].flatten()[0].item()
             raise ValueError(
                 f"x must hold only 0 and 1 for a Bernoulli, found {found:g}: a grey value has no "
                 'likelihood there; binarise the data, for instance mnist(binarize="dynamic")'

@@ -84,7 +84,7 @@ class VAE(nn.Module):
 
         Args:
             x: observations (B, ...).
-            z: latent draws (S, B, D).
+            z: latent draws (S, B, D), or (S, 1, D) for the same z with every x.
 
         Returns:
             Tensor (S, B), nats, summed over the event.
@@ -95,7 +95,8 @@ class VAE(nn.Module):
         """
         if z.ndim != 3:
             raise ValueError(f"z must have shape (S, B, D), found {tuple(z.shape)}")
-        _checks.batch("x", x, n_rows=z.shape[1])
+        _checks.batch("x", x)
+        _checks.rows(x, z, shared=True)
         p = self.decoder(z)
         if x.shape[1:] != p.event_shape:
             raise ValueError(
@@ -108,8 +109,7 @@ class VAE(nn.Module):
         r"""Joint log-density :math:`\log p_\theta(x \mid z) + \log p(z)`.
 
         Args:
-            x: observations (B, ...).
-            z: latent draws (S, B, D).
+            x, z: as :meth:`log_likelihood`.
 
         Returns:
             Tensor (S, B), nats.

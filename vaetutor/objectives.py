@@ -65,6 +65,13 @@ def draw(q: td.Distribution, n_samples: int) -> Draws:
             q with trainable parameters whose draws carry no gradient (call it under
             ``torch.no_grad()`` when only the value is wanted).
     """
+    z = _draw_z(q, n_samples)
+    log_q = q.log_prob(z)
+    _require_gradient(q, z, log_q)
+    return Draws(z, log_q)
+
+
+def _draw_z(q: td.Distribution, n_samples: int) -> Tensor:
     _checks.count("n_samples", n_samples)
     if len(q.batch_shape) != 1 or len(q.event_shape) != 1:
         raise ValueError(
@@ -72,14 +79,16 @@ def draw(q: td.Distribution, n_samples: int) -> Draws:
             f"{tuple(q.batch_shape)} and {tuple(q.event_shape)}"
         )
     shape = torch.Size((n_samples,))
-    z = q.rsample(shape) if q.has_rsample else q.sample(shape)
-    log_q = q.log_prob(z)
-    if log_q.requires_grad and not z.requires_grad:
+    return q.rsample(shape) if q.has_rsample else q.sample(shape)
+
+
+def _require_gradient(q: td.Distribution, z: Tensor, other: Tensor) -> None:
+    """Raise if `other`, a function of q's parameters, has a gradient and the draws have none."""
+    if other.requires_grad and not z.requires_grad:
         raise ValueError(
             f"draws from {type(q).__name__} carry no gradient, so its parameters would be trained "
             "on half of theirs: use a reparameterised family or a score-function estimator"
         )
-    return Draws(z, log_q)
 
 
 def log_weights(
@@ -100,7 +109,8 @@ def log_weights(
         ValueError: as :func:`draw`, or if x is empty, not finite or does not have B rows.
     """
     z, log_q = draw(q, n_samples)
-    _checks.batch("x", x, n_rows=z.shape[1])
+    _checks.batch("x", x)
+    _checks.rows(x, z)
     return model.log_joint(x, z) - log_q
 
 
@@ -147,13 +157,16 @@ def elbo_terms(
 
     Source: Kingma and Welling (2014), arXiv:1312.6114, equations 3 and 7.
     """
-    draws = draw(q, n_samples)
-    _checks.batch("x", x, n_rows=draws.z.shape[1])
-    reconstruction = model.log_likelihood(x, draws.z).mean(0)
-    closed = _closed_form_kl(q, model.prior())
-    if closed is None:
-        return ElboTerms(reconstruction, kl(q, model.prior(), draws), kl_is_exact=False)
-    return ElboTerms(reconstruction, closed, kl_is_exact=True)
+    z = _draw_z(q, n_samples)
+    _checks.batch("x", x)
+    _checks.rows(x, z)
+    prior = model.prior()
+    divergence = _closed_form_kl(q, prior)
+    exact = divergence is not None
+    if divergence is None:
+        divergence = kl(q, prior, Draws(z, q.log_prob(z)))
+    _require_gradient(q, z, divergence)
+    return ElboTerms(model.log_likelihood(x, z).mean(0), divergence, exact)
 
 
 def iwae(model: LatentVariableModel, q: td.Distribution, x: Tensor, n_samples: int = 1) -> Tensor:
