@@ -29,7 +29,7 @@ lint: $(INSTALLED) ## style of the code and of the book's code cells, and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/nbqa "ruff check" book
-	$(BIN)/nbqa "ruff format" book --check
+	$(BIN)/nbqa "ruff format --line-length 80" book --check
 	$(BIN)/mypy
 
 mutants: $(INSTALLED) ## break the package on purpose, one line at a time, and see the tests go red
