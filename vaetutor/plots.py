@@ -301,7 +301,7 @@ def _bare(ax: Axes) -> None:
 
 @styled
 def latent_scatter(ax: Axes, z: Tensor | np.ndarray, y: Tensor | np.ndarray) -> Axes:
-    r"""Points of the latent plane, each drawn as its own digit, and each class named at its mean.
+    r"""Points of the latent plane, each drawn as its digit, and each class named near its mean.
 
     Args:
         ax: where to draw.
@@ -323,20 +323,32 @@ def latent_scatter(ax: Axes, z: Tensor | np.ndarray, y: Tensor | np.ndarray) -> 
         raise ValueError(
             f"y must be {len(points)} integer labels, one a point, found shape {labels.shape}."
         )
-    for label in np.unique(labels).astype(int):
+    classes = np.unique(labels).astype(int)
+    centres = np.stack([points[labels == label].mean(0) for label in classes])
+    for label, (left, height) in zip(classes, _apart(centres, 0.07 * np.ptp(points)), strict=True):
         mine = points[labels == label]
         colour = COLOURS[label % len(COLOURS)]
         glyph = rf"$\mathsf{{{label}}}$"
         ax.scatter(
             mine[:, 0], mine[:, 1], s=30, marker=glyph, color=colour, alpha=0.7, linewidths=0
         )
-        left, height = mine.mean(0)
         name = ax.text(left, height, str(label), size=17, weight="bold", color=colour)
         name.set(ha="center", va="center", zorder=3)
         name.set_path_effects([pe.withStroke(linewidth=4, foreground="white")])
     _name_plane(ax)
     ax.set_aspect("equal", adjustable="datalim")
     return ax
+
+
+def _apart(centres: np.ndarray, gap: float) -> np.ndarray:
+    """The centres, those closer than `gap` pushed away from each other a little at a time."""
+    centres = centres.copy()
+    for _ in range(200):
+        apart = centres[:, None] - centres[None]
+        distance = np.maximum(np.linalg.norm(apart, axis=-1, keepdims=True), 1e-9)
+        push = np.where((distance < gap) & (distance > 1e-9), apart / distance, 0.0).sum(1)
+        centres += 0.02 * gap * push
+    return centres
 
 
 CURVES = {
