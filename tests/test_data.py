@@ -180,7 +180,7 @@ def test_intensities_are_pixels_over_255():
     grey = data.mnist("test", None)
     assert (grey.x.min(), grey.x.max()) == (0, 1)
     assert ((grey.x * 255) - (grey.x * 255).round()).abs().max() < 1e-4
-    assert grey.present() is grey.x
+    assert torch.equal(grey.present(), grey.x)
 
 
 def test_default_is_dynamic_and_keeps_intensities():

@@ -137,6 +137,35 @@ def test_draws_repeat_with_a_generator(small, device):
     assert torch.equal(draw(), draw())
 
 
+def test_exact_values_stay_exact_under_autocast(device):
+    model = LinearGaussian(torch.randn(6, 3), torch.randn(6), 0.8)
+    x = model.sample(9)
+    q = model.posterior(x)
+    z = q.sample((4,))
+    with torch.autocast(device.type, torch.bfloat16):
+        narrow = model.log_evidence(x), model.log_likelihood(x, z), model.posterior(x).mean
+    wide = model.log_evidence(x), model.log_likelihood(x, z), q.mean
+    for a, b in zip(narrow, wide, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=0)
+
+
+def test_the_model_does_not_share_memory_with_what_made_it():
+    weight = torch.randn(5, 2)
+    model = LinearGaussian(weight, torch.zeros(5), 1.0)
+    before = model.weight.clone()
+    weight.zero_()
+    assert torch.equal(model.weight, before)
+
+
+def test_draws_of_another_shape_are_refused(small):
+    x = small.sample(4)
+    for z in (torch.zeros(4, 2), torch.zeros(3, 4, 1), torch.zeros(3, 4, 3), torch.zeros(4)):
+        with pytest.raises(ValueError, match="z must have"):
+            small.log_joint(x, z)
+    with pytest.raises(ValueError, match="z must have"):
+        ConjugateNormal().double().log_joint(torch.zeros(5, 1), torch.zeros(5, 1))
+
+
 def test_protocols(small):
     for model in (small, ConjugateNormal()):
         assert isinstance(model, LatentVariableModel) and isinstance(model, TwoTermModel)
@@ -181,6 +210,8 @@ def test_bad_observations_are_refused(x, message):
 def test_bad_parameters_are_refused():
     with pytest.raises(ValueError, match="weight must have shape"):
         LinearGaussian(torch.zeros(5, 2), torch.zeros(4), 1.0)
+    with pytest.raises(ValueError, match="floating-point dtype"):
+        LinearGaussian(torch.zeros(5, 2, dtype=torch.int64), torch.zeros(5), 1.0)
     with pytest.raises(ValueError, match="noise_scale must be"):
         LinearGaussian(torch.zeros(5, 2), torch.zeros(5), 0.0)
     with pytest.raises(ValueError, match="prior_scale must be"):

@@ -49,6 +49,16 @@ def test_scales_keep_value_and_gradient_at_extremes(dtype, size):
     assert torch.isfinite(raw.grad) and raw.grad > 0
 
 
+@pytest.mark.parametrize("centre", [-1e4, -300.0, 0.0, 300.0, 1e4])
+def test_the_gradient_of_a_scale_is_right_in_float32(centre):
+    """Right, not only non-zero: written as a quotient it loses its sign to rounding far out."""
+    raw = (centre + torch.linspace(-100, 100, 1001)).requires_grad_()
+    positive(raw).log().sum().backward()
+    u = raw.detach().double() / np.log(1e4)
+    expected = (1 + u**2) ** -1.5
+    torch.testing.assert_close(raw.grad.double(), expected, rtol=2e-3, atol=0)
+
+
 @pytest.mark.parametrize("size", [-1e4, 1e4])
 @pytest.mark.parametrize("family", [*LATENT, Bernoulli(3), Normal(3)], ids=str)
 def test_densities_and_draws_keep_value_and_gradient_at_extremes(family, size):
@@ -200,6 +210,19 @@ def test_wrong_width_is_refused(family):
         family(torch.zeros(2, family.n_parameters + 1))
 
 
+@pytest.mark.parametrize(
+    "lam", [torch.zeros(2, 6, dtype=torch.int64), np.zeros((2, 6)), [0.0] * 6]
+)
+def test_parameters_must_be_floating_point_tensors(lam):
+    with pytest.raises(ValueError, match="lam must be a floating-point torch.Tensor, found"):
+        DiagonalNormal(3)(lam)
+
+
+def test_sizes_may_be_numpy_integers():
+    assert DiagonalNormal(np.int64(3)).n_parameters == 6
+    assert Normal(3, scale=np.float32(0.5)).scale.item() == pytest.approx(0.5)
+
+
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 @pytest.mark.parametrize("family", [*LATENT, *OBSERVED], ids=str)
 def test_parameters_that_are_not_finite_are_refused(family, bad):
@@ -247,6 +270,25 @@ def test_importing_the_package_leaves_torchs_checks_on():
 def test_half_precision_parameters_give_float32_densities(family):
     q = family(torch.zeros(2, family.n_parameters, dtype=torch.bfloat16))
     assert q.log_prob(torch.zeros(2, *q.event_shape)).dtype == torch.float32
+
+
+@pytest.mark.parametrize("family", OBSERVED, ids=str)
+def test_half_precision_data_give_float32_densities(family):
+    q = family(torch.randn(2, family.n_parameters))
+    x = torch.randint(0, 2, (2, *q.event_shape)).float()
+    torch.testing.assert_close(q.log_prob(x.half()), q.log_prob(x))
+    assert q.log_prob(x.half()).dtype == torch.float32
+
+
+def test_full_normal_draws_in_float32_under_autocast(device):
+    family = FullNormal(5)
+    q = family(torch.randn(64, family.n_parameters))
+    torch.manual_seed(1)
+    wide = q.rsample((16,))
+    torch.manual_seed(1)
+    with torch.autocast(device.type, torch.bfloat16):
+        narrow = q.rsample((16,))
+    torch.testing.assert_close(narrow, wide, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("posterior", [DiagonalNormal(5), FullNormal(5)], ids=str)

@@ -121,6 +121,25 @@ def test_reconstructions_draw_z():
     assert (first != second).any()
 
 
+def test_reconstructions_are_means():
+    grey = some_vae().reconstruct(torch.ones(6, 12))
+    assert ((grey > 0) & (grey < 1)).all()
+
+
+def test_the_decoder_always_sees_three_axes():
+    vae, seen = some_vae(), []
+    vae.decoder.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].shape))
+    vae.sample(5)
+    vae.reconstruct(torch.ones(6, 12))
+    assert seen[0] == (1, 5, 2) and seen[-1] == (1, 6, 2)
+
+
+@pytest.mark.parametrize("x", [torch.ones(6, 11), torch.full((6, 12), 0.3), torch.ones(12)])
+def test_reconstruction_refuses_what_the_model_cannot_have_seen(device, x):
+    with pytest.raises(ValueError, match="x must"):
+        some_vae().reconstruct(x.to(device))
+
+
 def test_reconstruction_of_a_sharp_linear_model_is_the_data(float64):
     weight = torch.linalg.qr(torch.randn(6, 3))[0] * 5
     exact = LinearGaussian(weight, torch.zeros(6), 0.01)

@@ -261,13 +261,72 @@ def test_a_proposal_of_the_wrong_shape_is_refused(conjugate):
             elbo(conjugate, q, x)
 
 
-def test_encoder_and_prior_must_have_the_same_latent_dimension():
-    vae = some_vae(dim=3)
-    vae.prior = StandardNormal(2)
+@pytest.mark.parametrize(("dim", "prior_dim"), [(3, 2), (3, 1), (1, 3)])
+def test_encoder_and_prior_must_have_the_same_latent_dimension(dim, prior_dim):
+    vae = some_vae(dim=dim)
+    vae.prior = StandardNormal(prior_dim)
     x = torch.zeros(6, 12)
     for bound in BOUNDS:
-        with pytest.raises(ValueError):
+        with pytest.raises(ValueError, match=r"latent dimension"):
             bound(vae, vae.encoder(x), x, 1)
+
+
+@pytest.mark.parametrize("shape", [(6, 1), (6,), (1,), (1, 6, 1)])
+def test_a_joint_density_of_another_shape_is_refused(shape):
+    """(S, B, 1) and (B,) would broadcast against log q, silently."""
+
+    class Wrong(nn.Module):
+        def log_joint(self, x, z):
+            return torch.zeros(shape)
+
+        log_likelihood = log_joint
+
+        def prior(self):
+            return StandardNormal(2)()
+
+    q = diagonal(torch.zeros(6, 2), torch.ones(6, 2))
+    for bound in BOUNDS:
+        with pytest.raises(ValueError, match=r"must have shape \(1, 6\)"):
+            bound(Wrong(), q, torch.ones(6, 2), 1)
+
+
+def test_a_prior_that_forgets_its_event_is_refused():
+    vae = some_vae(dim=1)
+
+    class Forgetful(nn.Module):
+        def forward(self):
+            return td.Normal(torch.zeros(1), 1.0)
+
+    vae.prior = Forgetful()
+    x = torch.zeros(6, 12)
+    for bound in BOUNDS:
+        with pytest.raises(ValueError, match="latent dimension"):
+            bound(vae, vae.encoder(x), x, 1)
+
+
+def test_an_encoder_that_was_not_called_is_refused():
+    vae = some_vae()
+    with pytest.raises(ValueError, match="call the encoder"):
+        elbo(vae, vae.encoder, torch.zeros(6, 12))
+
+
+def test_a_frozen_encoder_may_train_a_learned_prior():
+    class Learned(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.loc = nn.Parameter(torch.zeros(3))
+
+        def forward(self):
+            return diagonal(self.loc, torch.ones(3))
+
+    vae = some_vae()
+    vae.prior = Learned()
+    vae.encoder.requires_grad_(False)
+    x = torch.zeros(6, 12)
+    for bound in BOUNDS:
+        vae.prior.loc.grad = None
+        bound(vae, vae.encoder(x), x, 1).sum().backward()
+        assert (vae.prior.loc.grad != 0).all()
 
 
 # --- divergences ----------------------------------------------------------------------------
@@ -340,6 +399,18 @@ def test_terms_add_up_to_the_elbo_when_the_kl_is_estimated(conjugate):
 def test_divergences_between_different_spaces_are_refused():
     with pytest.raises(ValueError, match="same event shape"):
         kl(diagonal(torch.zeros(1, 2), torch.ones(1, 2)), StandardNormal(3)())
+
+
+def test_divergences_of_other_batches_are_refused():
+    four, three = diagonal(torch.zeros(4, 2), torch.ones(4, 2)), FullNormal(2)(torch.zeros(3, 5))
+    with pytest.raises(ValueError, match="p must have batch shape"):
+        kl(four, three)
+    with pytest.raises(ValueError, match="draws.log_q must have shape"):
+        kl(diagonal(torch.zeros(1, 1), torch.ones(1, 1)), mixture(1), draw(mixture_free(4), 2))
+
+
+def mixture_free(batch):
+    return diagonal(torch.zeros(batch, 1), torch.ones(batch, 1))
 
 
 def test_closed_form_kl_stays_in_float32_under_autocast(device):

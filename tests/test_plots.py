@@ -536,7 +536,8 @@ NAN = torch.full((6, 4), torch.nan)
         (lambda ax: plots.latent_scatter(ax, torch.zeros(3, 2), Z), ["y must", "integer"]),
         (lambda ax: plots.latent_scatter(ax, NAN[:, :2], torch.arange(6)), ["z must", "NaN"]),
         (lambda ax: plots.training_curves(ax, pd.DataFrame()), ["elbo", "found none"]),
-        (lambda ax: plots.training_curves(ax, frame().drop(columns="kl")), ["kl", "epoch"]),
+        (lambda ax: plots.training_curves(ax, frame()[["epoch"]]), ["curve", "found epoch"]),
+        (lambda ax: plots.training_curves(ax, frame().drop(columns="epoch")), ["epoch", "kl"]),
         (lambda ax: plots.training_curves(ax, frame().assign(kl=np.nan)), ["kl", "finite"]),
     ],
 )

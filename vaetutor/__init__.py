@@ -27,6 +27,11 @@ if TYPE_CHECKING:
     from vaetutor.families import FullNormal as FullNormal
     from vaetutor.families import Normal as Normal
     from vaetutor.model import VAE as VAE
+    from vaetutor.model import AmortizedModel as AmortizedModel
+    from vaetutor.model import Family as Family
+    from vaetutor.model import LatentVariableModel as LatentVariableModel
+    from vaetutor.model import Posterior as Posterior
+    from vaetutor.model import TwoTermModel as TwoTermModel
     from vaetutor.networks import mlp as mlp
     from vaetutor.objectives import Draws as Draws
     from vaetutor.objectives import ElboTerms as ElboTerms
@@ -46,7 +51,14 @@ _HOME = {
     "evaluate": ("LogEvidence", "log_evidence", "summary"),
     "exact": ("ConjugateNormal", "LinearGaussian"),
     "families": ("Bernoulli", "DiagonalNormal", "FullNormal", "Normal"),
-    "model": ("VAE",),
+    "model": (
+        "VAE",
+        "AmortizedModel",
+        "Family",
+        "LatentVariableModel",
+        "Posterior",
+        "TwoTermModel",
+    ),
     "networks": ("mlp",),
     "objectives": (
         "Draws",

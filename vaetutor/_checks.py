@@ -9,58 +9,81 @@ device: :func:`vaetutor.fit` therefore checks the whole data set once and then t
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
+from numbers import Real
+from typing import SupportsIndex
 
 import torch
 from torch import Tensor
 
-_enabled = True
+_enabled = ContextVar("enabled", default=True)  # of this thread, not of the whole process
 
 
 def enabled() -> bool:
     """Whether values (not only shapes) are checked now."""
-    return _enabled
+    return _enabled.get()
 
 
 @contextmanager
 def disabled() -> Iterator[None]:
     """Trust the values inside the block; shapes and counts are still checked."""
-    global _enabled
-    before, _enabled = _enabled, False
+    token = _enabled.set(False)
     try:
         yield
     finally:
-        _enabled = before
+        _enabled.reset(token)
 
 
-def count(name: str, value: int, least: int = 1) -> int:
+def count(name: str, value: SupportsIndex, least: int = 1) -> int:
     """Return `value` if it is an integer of at least `least`."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+    whole = isinstance(value, SupportsIndex) and not isinstance(value, bool | Tensor)
+    if not whole or operator.index(value) < least:
         raise ValueError(f"{name} must be an integer of at least {least}, found {value!r}")
-    return value
+    return operator.index(value)
 
 
 def positive_number(name: str, value: float) -> float:
     """Return `value` if it is a finite number above zero."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < torch.inf:
+    if isinstance(value, bool) or not isinstance(value, Real) or not 0 < value < torch.inf:
         raise ValueError(f"{name} must be a finite number above 0, found {value!r}")
     return float(value)
 
 
 def batch(name: str, x: Tensor) -> None:
-    """Raise unless `x` is a non-empty batch of finite values."""
+    """Raise unless `x` is a non-empty batch of finite real values."""
     if not isinstance(x, Tensor):
-        raise ValueError(f"{name} must be a torch.Tensor, found {type(x).__name__}")
+        raise ValueError(
+            f"{name} must be a torch.Tensor, found {type(x).__name__}: use torch.as_tensor"
+        )
+    if not x.is_floating_point():
+        raise ValueError(f"{name} must hold floating-point values, found {x.dtype}: use x.float()")
     if x.ndim < 1 or x.numel() == 0:
         raise ValueError(
-            f"{name} must hold at least one example, found a tensor of shape {tuple(x.shape)}"
+            f"{name} must hold at least one example, found a tensor of shape {tuple(x.shape)}: "
+            "look at how it was selected"
         )
     finite(name, x)
 
 
-def rows(x: Tensor, z: Tensor, shared: bool = False) -> None:
-    """Raise unless z (S, B, D) has as many rows as x, or one for all of them if `shared`."""
+def shape(name: str, value: Tensor, expected: tuple[int, ...]) -> None:
+    """Raise unless `value` has exactly the expected shape."""
+    if tuple(value.shape) != tuple(expected):
+        raise ValueError(
+            f"{name} must have shape {tuple(expected)}, found {tuple(value.shape)}: give one "
+            "value for each draw and example, summed over the event"
+        )
+
+
+def draws(x: Tensor, z: Tensor, shared: bool = False) -> None:
+    """Raise unless z is (S, B, D) with as many rows as x, or one for all of them if `shared`."""
+    if z.ndim != 3:
+        raise ValueError(
+            f"z must have shape (S, B, D), draws by examples by latent dimensions, found "
+            f"{tuple(z.shape)}: add the missing axis with z.unsqueeze(0)"
+        )
     if z.shape[1] != len(x) and not (shared and z.shape[1] == 1):
         raise ValueError(
             f"x has {len(x)} rows but the draws z and the distribution q are for {z.shape[1]}: "
@@ -70,7 +93,7 @@ def rows(x: Tensor, z: Tensor, shared: bool = False) -> None:
 
 def finite(name: str, x: Tensor) -> None:
     """Raise if `x` holds a NaN or an infinity (when values are checked at all)."""
-    if _enabled and x.is_floating_point() and not torch.isfinite(x).all():
+    if enabled() and x.is_floating_point() and not torch.isfinite(x).all():
         bad = int((~torch.isfinite(x)).sum())
         raise ValueError(
             f"{name} holds {bad} values that are NaN or infinite, expected finite numbers: "

@@ -135,7 +135,7 @@ class Images:
         else:
             x = self.x if index is None else self.x[index]
         if self.binarize != "dynamic":
-            return x
+            return x.clone()  # never the stored images themselves
         # torch.bernoulli draws in double precision, one value at a time: a third of this speed.
         u = torch.rand(x.shape, generator=generator, dtype=x.dtype, device=x.device)
         return u.lt_(x)

@@ -10,6 +10,7 @@ likelihood).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,6 +27,8 @@ from vaetutor.objectives import elbo_terms, log_weights
 
 if TYPE_CHECKING:
     import pandas as pd
+
+CHECK_ROWS = 1000
 
 
 @dataclass(frozen=True)
@@ -69,10 +72,11 @@ def log_evidence(
     Sums of w and w² are kept as logarithms and updated chunk by chunk. From them come the standard
     error :math:`\sqrt{(S \sum w^2 / (\sum w)^2 - 1) / (S - 1)}` and the effective sample size. By
     Jensen's inequality the estimate is low on average, by about half its squared standard error;
-    with an effective sample size of a few draws, neither figure can be trusted.
+    with an effective sample size of a few draws, neither figure can be trusted. Draws come from
+    torch's global random state.
 
     Args:
-        model: a VAE, or any model with ``log_joint`` together with `posterior`.
+        model: a VAE, or anything with ``log_joint`` together with `posterior`.
         x: examples (N, ...). An :class:`~vaetutor.data.Images` with dynamic binarisation is
             presented once, from torch's global random state.
         n_samples: number of draws S for each example.
@@ -91,16 +95,21 @@ def log_evidence(
     """
     for name, value in (("n_samples", n_samples), ("chunk", chunk), ("batch_size", batch_size)):
         _checks.count(name, value)
+    check_data(model, x)
+    encoder = getattr(model, "encoder", None) if posterior is None else posterior
+    if encoder is None:
+        raise ValueError(
+            f"{type(model).__name__} has no encoder to propose draws: pass posterior=, a function "
+            "from x to a distribution"
+        )
     shown = present(x).to(device_of(model))
-    _checks.batch("x", shown)
-    encoder = model.encoder if posterior is None else posterior
-    with evaluating(model):
+    with evaluating(model), evaluating(encoder):
         rows = [_streamed(model, encoder(b), b, n_samples, chunk) for b in shown.split(batch_size)]
     log_sum, log_sum_of_squares = torch.cat(rows, dim=1)
     ess = (2 * log_sum - log_sum_of_squares).exp()
     relative = n_samples / ess - 1
     error = (relative.clamp(min=0) / (n_samples - 1)).sqrt() if n_samples > 1 else ess * torch.nan
-    return LogEvidence(log_sum - torch.tensor(n_samples).log(), error, ess, n_samples)
+    return LogEvidence(log_sum - math.log(n_samples), error, ess, n_samples)
 
 
 def _streamed(
@@ -113,7 +122,8 @@ def _streamed(
     """Return log Σ w and log Σ w² as a (2, B) tensor."""
     total: Tensor | None = None
     for start in range(0, n_samples, chunk):
-        log_w = log_weights(model, q, x, min(chunk, n_samples - start)).double()
+        log_w = log_weights(model, q, x, min(chunk, n_samples - start))
+        log_w = (log_w.cpu() if log_w.device.type == "mps" else log_w).double()  # MPS lacks it
         part = torch.stack([log_w.logsumexp(0), (2 * log_w).logsumexp(0)])
         total = part if total is None else torch.logaddexp(total, part)
     assert total is not None
@@ -147,6 +157,7 @@ def summary(
         ValueError: as :func:`log_evidence`.
     """
     _checks.count("n_samples", n_samples)
+    check_data(model, x)
     device = device_of(model)
     with seeded(seed, device):
         shown = present(x).to(device)
@@ -194,14 +205,16 @@ def mean_terms(
     Raises:
         ValueError: if x is empty, not finite or outside the support of the decoder.
     """
+    check_data(model, x)
     shown = present(x).to(device_of(model))
-    _checks.batch("x", shown)
     with evaluating(model):
         parts = [
             elbo_terms(model, model.encoder(b), b, n_samples) for b in shown.split(batch_size)
         ]
-    reconstruction = torch.cat([part.reconstruction for part in parts]).double().mean().item()
-    kl = torch.cat([part.kl for part in parts]).double().mean().item()
+    reconstruction = (
+        torch.cat([part.reconstruction for part in parts]).cpu().double().mean().item()
+    )
+    kl = torch.cat([part.kl for part in parts]).cpu().double().mean().item()
     return {"elbo": reconstruction - kl, "reconstruction": reconstruction, "kl": kl}
 
 
@@ -212,26 +225,82 @@ def present(x: Tensor | Images, rows: Tensor | None = None) -> Tensor:
     return x if rows is None else x[rows]
 
 
-def device_of(model: nn.Module) -> torch.device:
+def device_of(model: Any) -> torch.device:  # noqa: ANN401
     """The device of the model's first parameter or buffer; the CPU if it has neither."""
-    tensors = [*model.parameters(), *model.buffers()]
+    tensors = _tensors(model)
     return tensors[0].device if tensors else torch.device("cpu")
+
+
+def _tensors(model: Any) -> list[Tensor]:  # noqa: ANN401
+    return [*model.parameters(), *model.buffers()] if isinstance(model, nn.Module) else []
+
+
+@torch.no_grad()
+def check_data(model: Any, x: Tensor | Images, name: str = "x") -> None:  # noqa: ANN401
+    """Raise a ValueError that names what is wrong unless every row of `x` fits the model.
+
+    A model that offers its two factors is asked for the likelihood of all of x at a single z, so
+    that the check decodes one row, however many there are.
+    """
+    if not _checks.enabled():
+        return
+    data = x.x if isinstance(x, Images) else x
+    with _checks.disabled():  # type and size; the values are looked at below
+        _checks.batch(name, data)
+    dtypes = {t.dtype for t in _tensors(model) if t.is_floating_point()}
+    if dtypes and data.dtype not in dtypes:
+        expected = min(map(str, dtypes))
+        raise ValueError(
+            f"{name} must have the dtype of the model, {expected}, found {data.dtype}: "
+            "convert the one with .to(...) or the other"
+        )
+    if not (hasattr(model, "prior") and hasattr(model, "log_likelihood")):
+        return
+    prior = model.prior()
+    origin = torch.zeros((1, 1, *prior.event_shape), dtype=data.dtype, device=device_of(model))
+    for rows in data.split(CHECK_ROWS):
+        shown = (rows > 0).to(rows.dtype) if _is_dynamic(x) else rows
+        try:
+            with evaluating(model):
+                model.log_likelihood(shown.to(origin.device), origin)
+        except ValueError as error:
+            raise ValueError(f"{name} does not fit the model: {error}") from error
+
+
+def _is_dynamic(x: Tensor | Images) -> bool:
+    return isinstance(x, Images) and x.binarize == "dynamic"
 
 
 @contextmanager
 def seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """Seed torch inside the block and put the global random state back after it."""
+    """Seed the CPU and `device` inside the block, and put their random states back after it.
+
+    ``torch.manual_seed`` would also seed every other device, and leave those changed.
+    """
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
-        yield
+        torch.default_generator.manual_seed(seed)
+        if device.type == "cuda":
+            with torch.cuda.device(device):
+                torch.cuda.manual_seed(seed)
+        before = torch.mps.get_rng_state() if device.type == "mps" else None
+        if before is not None:
+            torch.mps.manual_seed(seed)
+        try:
+            yield
+        finally:
+            if before is not None:
+                torch.mps.set_rng_state(before)
 
 
 @contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Put the model in eval mode inside the block and back into its own mode after it."""
-    before = model.training
-    model.eval()
+def evaluating(model: Any) -> Iterator[None]:  # noqa: ANN401
+    """Put a module in eval mode inside the block, and each part back as it was after it."""
+    parts = list(model.modules()) if isinstance(model, nn.Module) else []
+    before = [part.training for part in parts]
+    if parts:
+        model.eval()
     try:
         yield
     finally:
-        model.train(before)
+        for part, training in zip(parts, before, strict=True):
+            part.training = training

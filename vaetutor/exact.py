@@ -41,12 +41,20 @@ class _ExactModel(nn.Module):
         return self.log_likelihood(x, z) + self.prior().log_prob(z)
 
     @staticmethod
-    def _check(x: Tensor, width: int, z: Tensor | None = None) -> None:
+    def _check(x: Tensor, width: int) -> None:
         _checks.batch("x", x)
-        if z is not None:
-            _checks.rows(x, z, shared=True)
         if x.ndim != 2 or x.shape[1] != width:
-            raise ValueError(f"x must have shape (B, {width}), found {tuple(x.shape)}")
+            raise ValueError(
+                f"x must have shape (B, {width}) for this model, found {tuple(x.shape)}"
+            )
+
+    def _check_draws(self, x: Tensor, z: Tensor) -> None:
+        _checks.draws(x, z, shared=True)
+        if z.shape[-1:] != self.prior().event_shape:
+            raise ValueError(
+                f"z must have {self.prior().event_shape[0]} latent dimensions for this model, "
+                f"found shape {tuple(z.shape)}"
+            )
 
 
 def _standard_normal(
@@ -88,9 +96,14 @@ class LinearGaussian(_ExactModel):
                 "weight must have shape (d, q) and mean (d,), found "
                 f"{tuple(weight.shape)} and {tuple(mean.shape)}"
             )
+        if not weight.is_floating_point() or mean.dtype != weight.dtype:
+            raise ValueError(
+                "weight and mean must have the same floating-point dtype, found "
+                f"{weight.dtype} and {mean.dtype}"
+            )
         _checks.positive_number("noise_scale", float(noise_scale))
-        self.register_buffer("weight", weight)
-        self.register_buffer("mean", mean)
+        self.register_buffer("weight", weight.detach().clone())
+        self.register_buffer("mean", mean.detach().clone())
         self.register_buffer("noise_scale", torch.as_tensor(noise_scale).to(weight))
 
     @classmethod
@@ -106,7 +119,8 @@ class LinearGaussian(_ExactModel):
         The columns of W are orthogonal, so the exact posterior is diagonal.
 
         Args:
-            x: data (N, d). The decomposition runs in float64 and the result has the dtype of x.
+            x: data (N, d). The decomposition runs in float64 on the CPU; the result has the
+                dtype and device of x.
             latent_dim: q, from 1 to d - 1.
 
         Returns:
@@ -124,7 +138,7 @@ class LinearGaussian(_ExactModel):
         n, d = x.shape
         if not 1 <= _checks.count("latent_dim", latent_dim) < d:
             raise ValueError(f"latent_dim must be from 1 to {d - 1}, found {latent_dim}")
-        wide = x.double()
+        wide = x.detach().cpu().double()
         mean = wide.mean(0)
         values, vectors = torch.linalg.eigh((wide - mean).T @ (wide - mean) / n)
         values, vectors = values.flip(0), vectors.flip(1)
@@ -136,7 +150,7 @@ class LinearGaussian(_ExactModel):
             )
         scale = (values[:latent_dim] - variance).clamp(min=0).sqrt()
         model = cls(vectors[:, :latent_dim] * scale, mean, variance.sqrt())
-        return model.to(x.dtype)
+        return model.to(x)
 
     def prior(self) -> td.MultivariateNormal:
         r"""Return :math:`\mathcal{N}(0, I_q)`, event shape (q,)."""
@@ -145,27 +159,31 @@ class LinearGaussian(_ExactModel):
 
     def log_likelihood(self, x: Tensor, z: Tensor) -> Tensor:
         r"""Return :math:`\log p(x \mid z)`, (S, B), nats, for x (B, d) and z (S, B, q)."""
-        self._check(x, len(self.mean), z)
-        p = td.Normal(z @ self.weight.T + self.mean, self.noise_scale, validate_args=False)
-        return p.log_prob(x).sum(-1)
+        self._check(x, len(self.mean))
+        self._check_draws(x, z)
+        with torch.autocast(x.device.type, enabled=False):
+            mean = z @ self.weight.T + self.mean
+        return td.Normal(mean, self.noise_scale, validate_args=False).log_prob(x).sum(-1)
 
     def log_evidence(self, x: Tensor) -> Tensor:
-        r"""Return :math:`\log p(x)`, (N,), nats, for x (N, d), by the rank of W, not of x."""
+        r"""Return :math:`\log p(x)`, (N,), nats, for x (N, d); the cost grows with d, not d³."""
         self._check(x, len(self.mean))
         variance = self.noise_scale.square().expand_as(self.mean)
-        marginal = td.LowRankMultivariateNormal(
-            self.mean, self.weight, variance, validate_args=False
-        )
-        return marginal.log_prob(x)
+        with torch.autocast(x.device.type, enabled=False):
+            marginal = td.LowRankMultivariateNormal(
+                self.mean, self.weight, variance, validate_args=False
+            )
+            return marginal.log_prob(x)
 
     def posterior(self, x: Tensor) -> td.MultivariateNormal:
         r"""Return :math:`p(z \mid x)`, batch shape (N,), event shape (q,), for x (N, d)."""
         self._check(x, len(self.mean))
         variance = self.noise_scale.square()
         eye = torch.eye(self.weight.shape[1], dtype=self.weight.dtype, device=self.weight.device)
-        m = self.weight.T @ self.weight + variance * eye
-        mean = torch.linalg.solve(m, self.weight.T @ (x - self.mean).T).T
-        factor = torch.linalg.cholesky(variance * torch.linalg.inv(m))
+        with torch.autocast(x.device.type, enabled=False):
+            m = self.weight.T @ self.weight + variance * eye
+            mean = torch.linalg.solve(m, self.weight.T @ (x - self.mean).T).T
+            factor = torch.linalg.cholesky(variance * torch.linalg.inv(m))
         factor = factor.expand(len(x), *factor.shape)
         return td.MultivariateNormal(mean, scale_tril=factor, validate_args=False)
 
@@ -213,7 +231,8 @@ class ConjugateNormal(_ExactModel):
 
     def log_likelihood(self, x: Tensor, z: Tensor) -> Tensor:
         r"""Return :math:`\log p(x \mid z)`, (S, B), nats, for x (B, 1) and z (S, B, 1)."""
-        self._check(x, 1, z)
+        self._check(x, 1)
+        self._check_draws(x, z)
         return td.Normal(z, self.noise_scale, validate_args=False).log_prob(x).sum(-1)
 
     def log_evidence(self, x: Tensor) -> Tensor:

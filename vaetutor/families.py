@@ -32,9 +32,9 @@ def positive(raw: Tensor) -> Tensor:
     .. math:: \sigma(r) = \exp\!\left(\frac{r}{\sqrt{1 + (r/b)^2}}\right), \qquad b = \ln 10^4.
 
     Near zero this is :math:`e^r`, so :math:`\sigma(0) = 1`. Far out, :math:`\log\sigma` levels off
-    at :math:`\pm b` with a gradient that falls as :math:`|r|^{-3}` and never to zero: an encoder
-    that has run away can come back. An exponential overflows, a softplus or a clamp has no
-    gradient there.
+    at :math:`\pm b` with a gradient that falls as :math:`|r|^{-3}` and is not zero: an encoder
+    that has run away can come back. (In float32 that holds to beyond :math:`|r| = 10^6`.) An
+    exponential overflows; a softplus far to the left, and a clamp on both sides, have no gradient.
 
     Args:
         raw: unbounded values :math:`r`, any shape.
@@ -45,7 +45,9 @@ def positive(raw: Tensor) -> Tensor:
     >>> positive(torch.tensor([-1e4, 0.0, 1e4])).log10().round(decimals=4).tolist()
     [-4.0, 0.0, 4.0]
     """
-    return torch.exp(raw * (1 + (raw / _LOG_RANGE).square()).rsqrt())
+    # sin(atan(u)) = u / sqrt(1 + u^2), but its derivative is a product: the derivative of the
+    # quotient is a difference of near-equal terms far out, and rounding can turn its sign.
+    return torch.exp(_LOG_RANGE * torch.sin(torch.atan(raw / _LOG_RANGE)))
 
 
 def inverse_positive(scale: Tensor) -> Tensor:
@@ -87,6 +89,9 @@ class _Family(nn.Module):
     n_parameters: int
 
     def _parameters_of(self, lam: Tensor) -> Tensor:
+        if not isinstance(lam, Tensor) or not lam.is_floating_point():
+            found = lam.dtype if isinstance(lam, Tensor) else type(lam).__name__
+            raise ValueError(f"lam must be a floating-point torch.Tensor, found {found}")
         if lam.ndim < 1 or lam.shape[-1] != self.n_parameters:
             raise ValueError(
                 f"lam must have shape (..., {self.n_parameters}) for {self}, found "
@@ -202,6 +207,9 @@ class _Bernoulli(td.Bernoulli):
             )
         super()._validate_sample(value)
 
+    def log_prob(self, value: Tensor) -> Tensor:
+        return super().log_prob(value.to(self.logits.dtype))  # 0 and 1 are exact in every dtype
+
 
 class Bernoulli(_Family):
     r"""Independent binary observations, parameterised by logits.
@@ -248,13 +256,14 @@ class Normal(_Family):
 
     Args:
         event_shape: shape of one observation, an integer or a tuple.
-        scale: the value at which :math:`\sigma` starts, in the unit of x.
+        scale: the value at which :math:`\sigma` starts, in the unit of x, inside
+            :math:`(10^{-4}, 10^{4})`.
 
     Called with means λ of shape (..., n), n the number of entries of one observation, it returns a
     distribution with batch shape (...) and that event shape.
 
     Raises:
-        ValueError: for a λ of another width or not finite, or a scale that is not positive.
+        ValueError: for a λ of another width or not finite, or a scale outside that range.
 
     >>> Normal(3)(torch.zeros(5, 3)).event_shape
     torch.Size([3])

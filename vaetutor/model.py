@@ -31,7 +31,10 @@ class Family(Protocol):
 
 @runtime_checkable
 class LatentVariableModel(Protocol):
-    """Anything with a joint density: x (B, ...) and z (S, B, D) in, (S, B) nats out."""
+    """Anything with a joint density: x (B, ...) and z (S, B, D) in, (S, B) nats out.
+
+    z may have one row for all of x, shape (S, 1, D): the same z with every x.
+    """
 
     def log_joint(self, x: Tensor, z: Tensor) -> Tensor: ...
 
@@ -93,15 +96,13 @@ class VAE(nn.Module):
             ValueError: if x is empty, not finite, outside the support of the decoder, of another
                 width, or z does not hold draws for its B rows.
         """
-        if z.ndim != 3:
-            raise ValueError(f"z must have shape (S, B, D), found {tuple(z.shape)}")
         _checks.batch("x", x)
-        _checks.rows(x, z, shared=True)
+        _checks.draws(x, z, shared=True)
         p = self.decoder(z)
         if x.shape[1:] != p.event_shape:
             raise ValueError(
                 f"x must have shape (B, {', '.join(map(str, p.event_shape))}) for this decoder, "
-                f"found {tuple(x.shape)}"
+                f"found {tuple(x.shape)}: reshape x, or change the decoder's family"
             )
         return p.log_prob(x)
 
@@ -117,7 +118,13 @@ class VAE(nn.Module):
         Raises:
             ValueError: as :meth:`log_likelihood`.
         """
-        return self.log_likelihood(x, z) + self.prior().log_prob(z)
+        prior = self.prior()
+        if z.shape[-1:] != prior.event_shape:
+            raise ValueError(
+                f"z has {z.shape[-1]} latent dimensions but the prior has event shape "
+                f"{tuple(prior.event_shape)}: give encoder and prior the same number"
+            )
+        return self.log_likelihood(x, z) + prior.log_prob(z)
 
     @torch.no_grad()
     def sample(self, n: int, mean: bool = False) -> Tensor:
@@ -134,8 +141,8 @@ class VAE(nn.Module):
         Raises:
             ValueError: for n < 1.
         """
-        p = self.decoder(self.prior().sample((_checks.count("n", n),)))
-        return p.mean if mean else p.sample()
+        p = self.decoder(self.prior().sample((1, _checks.count("n", n))))
+        return (p.mean if mean else p.sample())[0]
 
     @torch.no_grad()
     def reconstruct(self, x: Tensor) -> Tensor:
@@ -150,7 +157,13 @@ class VAE(nn.Module):
             Tensor (B, ...), decoder means.
 
         Raises:
-            ValueError: if x is empty or not finite.
+            ValueError: as :meth:`log_likelihood`.
         """
-        _checks.batch("x", x)
-        return self.decoder(self.encoder(x).sample()).mean
+        self.check(x)
+        return self.decoder(self.encoder(x).sample().unsqueeze(0)).mean[0]
+
+    @torch.no_grad()
+    def check(self, x: Tensor) -> None:
+        """Raise a ValueError unless x has a likelihood under the decoder; decodes a single z."""
+        origin = torch.zeros_like(self.prior().sample((1, 1)))
+        self.log_likelihood(x, origin)

@@ -51,7 +51,8 @@ class ElboTerms(NamedTuple):
 def draw(q: td.Distribution, n_samples: int) -> Draws:
     r"""Draw :math:`z^{(s)} \sim q` and evaluate :math:`\log q(z^{(s)})`.
 
-    Draws are reparameterised where q can do it, so that gradients reach its parameters.
+    Draws are reparameterised where q can do it, so that gradients reach its parameters. They come
+    from torch's global random state, since distributions take no generator.
 
     Args:
         q: distribution with batch shape (B,) and event shape (D,).
@@ -73,10 +74,16 @@ def draw(q: td.Distribution, n_samples: int) -> Draws:
 
 def _draw_z(q: td.Distribution, n_samples: int) -> Tensor:
     _checks.count("n_samples", n_samples)
+    if not isinstance(q, td.Distribution):
+        raise ValueError(
+            f"q must be a torch.distributions.Distribution, found {type(q).__name__}: call the "
+            "encoder, q = encoder(x)"
+        )
     if len(q.batch_shape) != 1 or len(q.event_shape) != 1:
         raise ValueError(
             "q must have batch shape (B,) and event shape (D,), found "
-            f"{tuple(q.batch_shape)} and {tuple(q.event_shape)}"
+            f"{tuple(q.batch_shape)} and {tuple(q.event_shape)}: give x as a batch, and wrap a "
+            "distribution over single numbers in torch.distributions.Independent"
         )
     shape = torch.Size((n_samples,))
     return q.rsample(shape) if q.has_rsample else q.sample(shape)
@@ -110,8 +117,10 @@ def log_weights(
     """
     z, log_q = draw(q, n_samples)
     _checks.batch("x", x)
-    _checks.rows(x, z)
-    return model.log_joint(x, z) - log_q
+    _checks.draws(x, z)
+    log_joint = model.log_joint(x, z)
+    _checks.shape("log_joint(x, z)", log_joint, log_q.shape)  # or it broadcasts, silently
+    return log_joint - log_q
 
 
 def elbo(model: LatentVariableModel, q: td.Distribution, x: Tensor, n_samples: int = 1) -> Tensor:
@@ -159,14 +168,17 @@ def elbo_terms(
     """
     z = _draw_z(q, n_samples)
     _checks.batch("x", x)
-    _checks.rows(x, z)
+    _checks.draws(x, z)
+    if torch.is_grad_enabled() and not z.requires_grad:
+        _require_gradient(q, z, q.log_prob(z))
     prior = model.prior()
     divergence = _closed_form_kl(q, prior)
     exact = divergence is not None
     if divergence is None:
-        divergence = kl(q, prior, Draws(z, q.log_prob(z)))
-    _require_gradient(q, z, divergence)
-    return ElboTerms(model.log_likelihood(x, z).mean(0), divergence, exact)
+        divergence = (q.log_prob(z) - prior.log_prob(z)).mean(0)
+    log_likelihood = model.log_likelihood(x, z)
+    _checks.shape("log_likelihood(x, z)", log_likelihood, z.shape[:2])
+    return ElboTerms(log_likelihood.mean(0), divergence, exact)
 
 
 def iwae(model: LatentVariableModel, q: td.Distribution, x: Tensor, n_samples: int = 1) -> Tensor:
@@ -220,6 +232,7 @@ def kl(q: td.Distribution, p: td.Distribution, draws: Draws | None = None) -> Te
             f"KL({type(q).__name__} || {type(p).__name__}) has no closed form here: pass "
             "draws=draw(q, n_samples) for a Monte Carlo estimate"
         )
+    _checks.shape("draws.log_q", draws.log_q, (len(draws.log_q), *q.batch_shape))
     return (draws.log_q - p.log_prob(draws.z)).mean(0)
 
 
@@ -227,7 +240,12 @@ def _closed_form_kl(q: td.Distribution, p: td.Distribution) -> Tensor | None:
     if q.event_shape != p.event_shape:
         raise ValueError(
             f"q and p must have the same event shape, found {tuple(q.event_shape)} and "
-            f"{tuple(p.event_shape)}"
+            f"{tuple(p.event_shape)}: encoder and prior need the same latent dimensions"
+        )
+    if p.batch_shape not in ((), (1,), q.batch_shape):
+        raise ValueError(
+            f"p must have batch shape () or that of q, {tuple(q.batch_shape)}, found "
+            f"{tuple(p.batch_shape)}"
         )
     if _is_diagonal(q) and isinstance(p, td.MultivariateNormal):
         q = _as_full(q)

@@ -365,25 +365,28 @@ def training_curves(ax: Axes, frame: pd.DataFrame) -> Axes:
 
     Args:
         ax: where to draw.
-        frame: one row an epoch, with columns ``epoch``, ``elbo``, ``reconstruction``, ``kl`` and
-            possibly ``validation_elbo``, in nats for each datapoint. Missing values are skipped.
+        frame: one row an epoch, with ``epoch`` and one or more of ``elbo``, ``reconstruction``,
+            ``kl``, ``validation_elbo`` or another bound under its own name, in nats for each
+            datapoint. ``beta`` is not drawn. Missing values are skipped.
 
     Returns:
         `ax`.
 
     Raises:
-        ValueError: if a column is missing or holds no finite number.
+        ValueError: if there is no epoch or no curve, or a curve holds no finite number.
     """
-    missing = {"epoch", "elbo", "reconstruction", "kl"} - set(frame.columns)
-    if missing:
+    others = {
+        c: (str(c), BLUE, "solid", "o") for c in frame if c not in {"epoch", "beta", *CURVES}
+    }
+    looks: dict[Any, Any] = {**CURVES, **others}
+    curves = {column: look for column, look in looks.items() if column in frame}
+    if "epoch" not in frame or not curves:
         raise ValueError(
-            f"frame must have the columns {', '.join(sorted(missing))}, found "
+            "frame must have the column epoch and at least one curve such as elbo, found "
             f"{', '.join(map(str, frame.columns)) or 'none'}."
         )
     ends = {}
-    for column, (name, colour, dash, marker) in CURVES.items():
-        if column not in frame:
-            continue
+    for column, (name, colour, dash, marker) in curves.items():
         rows = frame[["epoch", column]].replace([np.inf, -np.inf], np.nan).dropna()
         if rows.empty:
             raise ValueError(f"frame must hold a finite number in {column}, found none.")

@@ -25,7 +25,8 @@ from tqdm import tqdm
 
 from vaetutor import _checks
 from vaetutor.data import Images
-from vaetutor.evaluate import mean_terms, present, seeded
+from vaetutor.evaluate import check_data, evaluating, mean_terms, present, seeded
+from vaetutor.model import AmortizedModel
 from vaetutor.objectives import ElboTerms, elbo_terms
 
 if TYPE_CHECKING:
@@ -35,8 +36,8 @@ if TYPE_CHECKING:
 Objective = Callable[[Any, td.Distribution, Tensor, int], "Tensor | ElboTerms"]
 """``(model, q, x, n_samples)`` to a bound (B,), or to its two terms, in nats."""
 
-CHECK_BATCH = 1000
 VALIDATION_SEED = 0
+RESERVED = {"epoch", "beta", "validation_elbo", "reconstruction", "kl"}
 
 
 @dataclass(frozen=True)
@@ -114,7 +115,7 @@ class History:
         return pd.DataFrame(self.rows)
 
     def plot(self, ax: Axes | None = None) -> Axes:
-        """Draw the training curves into `ax`, or into a new figure."""
+        """Draw the curves into `ax`, or into a new figure, whatever the objective was."""
         from vaetutor import plots
 
         return plots.training_curves(plots.figure()[1] if ax is None else ax, self.frame)
@@ -147,9 +148,11 @@ def fit(
         The :class:`History`.
 
     Raises:
-        ValueError: if the data are empty, not finite, of another width or outside the support of
-            the decoder, or the draws carry no gradient; found before the first step.
-        FloatingPointError: if the bound stops being finite.
+        ValueError: if the model is not an amortised one or has nothing to train; if the data are
+            empty, not finite, of another width or dtype or outside the support of the decoder; if
+            the draws carry no gradient, or the objective does not give one value an example. All
+            of this is found before the first step.
+        FloatingPointError: if a bound or a parameter stops being finite.
 
     Source: Kingma and Welling (2014), arXiv:1312.6114, algorithm 1; Adam: Kingma and Ba (2015),
     arXiv:1412.6980.
@@ -161,35 +164,45 @@ def fit(
     >>> list(history.frame.columns)
     ['epoch', 'elbo', 'reconstruction', 'kl', 'beta']
     """
-    config = config or TrainConfig()
+    config = TrainConfig() if config is None else config
+    if not isinstance(config, TrainConfig):
+        raise ValueError(f"config must be a TrainConfig, found {type(config).__name__}")
+    if not isinstance(model, AmortizedModel):
+        raise ValueError(
+            "model must have encoder, prior, log_likelihood and log_joint, which "
+            f"{type(model).__name__} has not: build a VAE(encoder, decoder, prior)"
+        )
+    if not any(p.requires_grad for p in model.parameters()):
+        raise ValueError("model has no trainable parameter: unfreeze one with requires_grad_()")
     device = pick_device(config.device)
     started = time.perf_counter()
     model.to(device)
-    sets = {"x": x} if validation is None else {"x": x, "validation": validation}
-    for name, data in sets.items():
-        with _checks.disabled():  # type and size; the values are looked at below
-            _checks.batch(name, data.x if isinstance(data, Images) else data)
-        sets[name] = data.to(device)
-        with seeded(config.seed, device):
-            _check_data(model, sets[name], name, config.objective)
-    was_training = model.training
+    _check(model, x, "x", config, device)
+    if validation is not None:
+        _check(model, validation, "validation", config, device)
+        validation = validation.to(device)
+    data = x.to(device) if isinstance(x, Images) else x.detach().to(device)
     history = History(str(device))
-    n_steps = config.epochs * -(-len(x) // config.batch_size)
-    with seeded(config.seed, device), _progress_bar(n_steps, device, config.progress) as bar:
+    n_steps = config.epochs * -(-len(data) // config.batch_size)
+    with (
+        seeded(config.seed, device),
+        evaluating(model),  # puts every part back in its mode in the end, also after an error
+        _checks.disabled(),
+        _progress_bar(n_steps, device, config.progress) as bar,
+    ):
         optimizer = torch.optim.Adam(
             model.parameters(), config.learning_rate, fused=device.type in ("cpu", "cuda")
         )
-        with _checks.disabled():
-            for epoch in range(config.epochs):
-                model.train()
-                row = _train_epoch(model, sets["x"], config, optimizer, epoch, bar)
-                if validation is not None:
-                    with seeded(VALIDATION_SEED, device):
-                        row["validation_elbo"] = mean_terms(model, sets["validation"])["elbo"]
-                history.rows.append(row)
-                _report(bar, row)
+        for epoch in range(config.epochs):
+            model.train()
+            row = _train_epoch(model, data, config, optimizer, epoch, bar)
+            if validation is not None:
+                with seeded(VALIDATION_SEED, device):
+                    row["validation_elbo"] = mean_terms(model, validation)["elbo"]
+            _require_finite(model, row, last=epoch + 1 == config.epochs)
+            history.rows.append(row)
+            _report(bar, row)
         bar.bar_format = "{desc}: {n_fmt}/{total_fmt} steps{postfix}"  # no clock in the last line
-    model.train(was_training)
     history.seconds = time.perf_counter() - started
     return history
 
@@ -210,7 +223,7 @@ def _train_epoch(
         beta = config.beta_at(epoch + start / n)
         batch = present(data, order[start : start + config.batch_size])
         bound = config.objective(model, model.encoder(batch), batch, config.n_samples)
-        target, sums_of_batch = _target(bound, beta)
+        target, sums_of_batch = _target(bound, beta, len(batch))
         optimizer.zero_grad()
         (-target.mean()).backward()
         if config.clip is not None:
@@ -220,27 +233,39 @@ def _train_epoch(
         bar.update()
     assert isinstance(sums, Tensor)
     values = (sums / n).tolist()  # the one read of the epoch
-    if not all(map(math.isfinite, values)):
-        raise FloatingPointError(
-            f"the bound is not finite in epoch {epoch + 1}: {values}; try a smaller learning rate "
-            "or a gradient clip"
-        )
     if len(values) == 1:
-        reported = {getattr(config.objective, "__name__", "bound"): values[0]}
+        reported = {_name_of(config.objective): values[0]}
     else:
         reconstruction, kl = values
         reported = {"elbo": reconstruction - kl, "reconstruction": reconstruction, "kl": kl}
     return {"epoch": epoch + 1, **reported, "beta": beta}
 
 
-def _target(bound: Tensor | ElboTerms, beta: float) -> tuple[Tensor, Tensor]:
+def _name_of(objective: Objective) -> str:
+    name = getattr(objective, "__name__", "bound")
+    return name if name.isidentifier() and name not in RESERVED else "bound"
+
+
+def _require_finite(model: nn.Module, row: dict[str, float], last: bool) -> None:
+    healthy = all(map(math.isfinite, row.values()))
+    if healthy and last:  # the last step comes after the last bound
+        healthy = all(bool(p.isfinite().all()) for p in model.parameters())
+    if not healthy:
+        raise FloatingPointError(
+            f"a bound or a parameter is not finite in epoch {row['epoch']}: {row}; try a smaller "
+            "learning rate or a gradient clip"
+        )
+
+
+def _target(bound: Tensor | ElboTerms, beta: float, n: int) -> tuple[Tensor, Tensor]:
     """What to maximise (B,), and the sums over the batch to report, with weight 1 on the KL."""
     if isinstance(bound, ElboTerms):
+        _checks.shape("the reconstruction of the objective", bound.reconstruction, (n,))
+        _checks.shape("the KL of the objective", bound.kl, (n,))
         terms = torch.stack([bound.reconstruction.detach(), bound.kl.detach()])
         target = bound.elbo if beta == 1 else bound.reconstruction - beta * bound.kl
         return target, terms.sum(1)
-    if beta != 1:
-        raise ValueError(f"beta = {beta} needs objective=elbo_terms, whose KL is a term by itself")
+    _checks.shape("the value of the objective", bound, (n,))
     return bound, bound.detach().sum().unsqueeze(0)
 
 
@@ -253,18 +278,24 @@ def pick_device(device: str | torch.device | None = None) -> torch.device:
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
 
-@torch.no_grad()
-def _check_data(model: Any, x: Tensor | Images, name: str, objective: Objective) -> None:  # noqa: ANN401
-    """Send all data through the checked likelihood once, and two rows through the objective."""
-    z = model.prior().sample(torch.Size((1, 1)))  # one z for every x, so one row to decode
-    for batch in present(x).split(CHECK_BATCH):
-        try:
-            model.log_likelihood(batch, z)
-        except ValueError as error:
-            raise ValueError(f"{name} does not fit the model: {error}") from error
-    few = batch[:2]
-    with torch.enable_grad():
-        objective(model, model.encoder(few), few, 1)
+def _check(
+    model: Any,  # noqa: ANN401
+    x: Tensor | Images,
+    name: str,
+    config: TrainConfig,
+    device: torch.device,
+) -> None:
+    """Look at all data, and send two rows through the objective before the first step."""
+    check_data(model, x, name)
+    rows = torch.arange(min(2, len(x)), device=x.x.device if isinstance(x, Images) else x.device)
+    with seeded(config.seed, device), evaluating(model):
+        few = present(x, rows).detach().to(device)
+        bound = config.objective(model, model.encoder(few), few, config.n_samples)
+    if not isinstance(bound, ElboTerms) and (callable(config.beta) or config.beta != 1):
+        raise ValueError(
+            f"beta = {config.beta} needs objective=elbo_terms, whose KL is a term by itself"
+        )
+    _target(bound, config.beta_at(0.0), len(few))
 
 
 def _progress_bar(n_steps: int, device: torch.device, wanted: bool | None) -> tqdm:
