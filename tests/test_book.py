@@ -177,3 +177,10 @@ def test_costs_on_the_pages_are_the_measured_ones():
         if (BOOK / f"{path.stem}.md").read_text().count("{run-cost}"):
             assert f"This page ran in {cost['seconds']} s on {cost['cores']} CPU core" in text
             assert f"{cost['memory_mb']} MB" in text
+
+
+def test_cells_are_short():
+    for page in sorted((ROOT / "book").glob("*.md")):
+        for cell in re.findall(r"```\{code-cell\}\n(.*?)```", page.read_text(), re.S):
+            code = re.sub(r"\A(---\n.*?\n---\n|(:\w+:.*\n)+\n?)", "", cell, flags=re.S)
+            assert len(code.strip().splitlines()) <= 25, f"{page.name}: {code[:60]}"

@@ -29,18 +29,23 @@ from vaetutor.model import LatentVariableModel, TwoTermModel
 
 
 class Draws(NamedTuple):
-    """Draws from q and their log-density: `z` (S, B, D), `log_q` (S, B) in nats."""
+    """Draws from q and their log-density."""
 
     z: Tensor
+    """The draws, shape (S, B, D)."""
     log_q: Tensor
+    """log q(z), shape (S, B), in nats."""
 
 
 class ElboTerms(NamedTuple):
-    """The two terms of the ELBO, each (B,), in nats; `kl_is_exact` says how the KL was found."""
+    """The two terms of the ELBO, in nats."""
 
     reconstruction: Tensor
+    """E_q[log p(x|z)], estimated by the draws, shape (B,)."""
     kl: Tensor
+    """KL(q || p(z)), shape (B,)."""
     kl_is_exact: bool
+    """Whether the KL is in closed form; otherwise it is estimated by the same draws."""
 
     @property
     def elbo(self) -> Tensor:
