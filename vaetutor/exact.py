@@ -158,7 +158,10 @@ class LinearGaussian(_ExactModel):
         return td.MultivariateNormal(torch.zeros_like(eye[0]), scale_tril=eye, validate_args=False)
 
     def log_likelihood(self, x: Tensor, z: Tensor) -> Tensor:
-        r"""Return :math:`\log p(x \mid z)`, (S, B), nats, for x (B, d) and z (S, B, q)."""
+        r"""Return :math:`\log p(x \mid z)`, (S, B), nats, for x (B, d) and z (S, B, q).
+
+        Raises a ValueError as ``log_joint`` does.
+        """
         self._check(x, len(self.mean))
         self._check_draws(x, z)
         with torch.autocast(x.device.type, enabled=False):
@@ -166,7 +169,10 @@ class LinearGaussian(_ExactModel):
         return td.Normal(mean, self.noise_scale, validate_args=False).log_prob(x).sum(-1)
 
     def log_evidence(self, x: Tensor) -> Tensor:
-        r"""Return :math:`\log p(x)`, (N,), nats, for x (N, d); the cost grows with d, not d³."""
+        r"""Return :math:`\log p(x)`, (N,), nats, for x (N, d); the cost grows with d, not d³.
+
+        Raises a ValueError if x is empty, not finite or of another width.
+        """
         self._check(x, len(self.mean))
         variance = self.noise_scale.square().expand_as(self.mean)
         with torch.autocast(x.device.type, enabled=False):
@@ -176,7 +182,10 @@ class LinearGaussian(_ExactModel):
             return marginal.log_prob(x)
 
     def posterior(self, x: Tensor) -> td.MultivariateNormal:
-        r"""Return :math:`p(z \mid x)`, batch shape (N,), event shape (q,), for x (N, d)."""
+        r"""Return :math:`p(z \mid x)`, batch shape (N,), event shape (q,), for x (N, d).
+
+        Raises a ValueError if x is empty, not finite or of another width.
+        """
         self._check(x, len(self.mean))
         variance = self.noise_scale.square()
         eye = torch.eye(self.weight.shape[1], dtype=self.weight.dtype, device=self.weight.device)
@@ -188,7 +197,7 @@ class LinearGaussian(_ExactModel):
         return td.MultivariateNormal(mean, scale_tril=factor, validate_args=False)
 
     def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
-        """Draw n observations, shape (n, d)."""
+        """Draw n observations, shape (n, d). Raises a ValueError for n < 1."""
         d, q = self.weight.shape
         z = _standard_normal((_checks.count("n", n), q), self.weight, generator)
         eps = _standard_normal((n, d), self.weight, generator)
@@ -210,6 +219,8 @@ class ConjugateNormal(_ExactModel):
     Raises:
         ValueError: for a scale that is not positive.
 
+    Source: Bishop (2006), Pattern recognition and machine learning, section 2.3.3.
+
     >>> ConjugateNormal().posterior(torch.tensor([[1.5]])).mean
     tensor([[0.7500]])
     """
@@ -230,19 +241,28 @@ class ConjugateNormal(_ExactModel):
         return td.Independent(td.Normal(loc, self.prior_scale, validate_args=False), 1)
 
     def log_likelihood(self, x: Tensor, z: Tensor) -> Tensor:
-        r"""Return :math:`\log p(x \mid z)`, (S, B), nats, for x (B, 1) and z (S, B, 1)."""
+        r"""Return :math:`\log p(x \mid z)`, (S, B), nats, for x (B, 1) and z (S, B, 1).
+
+        Raises a ValueError as ``log_joint`` does.
+        """
         self._check(x, 1)
         self._check_draws(x, z)
         return td.Normal(z, self.noise_scale, validate_args=False).log_prob(x).sum(-1)
 
     def log_evidence(self, x: Tensor) -> Tensor:
-        r"""Return :math:`\log p(x)`, (N,), nats, for x (N, 1)."""
+        r"""Return :math:`\log p(x)`, (N,), nats, for x (N, 1).
+
+        Raises a ValueError if x is empty, not finite or of another width.
+        """
         self._check(x, 1)
         scale = torch.hypot(self.prior_scale, self.noise_scale)
         return td.Normal(torch.zeros_like(scale), scale, validate_args=False).log_prob(x).sum(-1)
 
     def posterior(self, x: Tensor) -> td.Independent:
-        r"""Return :math:`p(z \mid x)`, batch shape (N,), event shape (1,), for x (N, 1)."""
+        r"""Return :math:`p(z \mid x)`, batch shape (N,), event shape (1,), for x (N, 1).
+
+        Raises a ValueError if x is empty, not finite or of another width.
+        """
         self._check(x, 1)
         total = self.prior_scale.square() + self.noise_scale.square()
         mean = x * self.prior_scale.square() / total
@@ -250,6 +270,6 @@ class ConjugateNormal(_ExactModel):
         return td.Independent(td.Normal(mean, scale, validate_args=False), 1)
 
     def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
-        """Draw n observations, shape (n, 1)."""
+        """Draw n observations, shape (n, 1). Raises a ValueError for n < 1."""
         eps = _standard_normal((2, _checks.count("n", n), 1), self.prior_scale, generator)
         return self.prior_scale * eps[0] + self.noise_scale * eps[1]

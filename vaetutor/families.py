@@ -227,6 +227,8 @@ class Bernoulli(_Family):
         ValueError: for a λ of another width or not finite; and, from ``log_prob``, for an x with
             values other than 0 and 1.
 
+    Source: Kingma and Welling (2014), arXiv:1312.6114, appendix C.1.
+
     >>> Bernoulli(2)(torch.tensor([200.0, -200.0])).log_prob(torch.tensor([0.0, 0.0]))
     tensor(-200.)
     """
@@ -264,6 +266,8 @@ class Normal(_Family):
 
     Raises:
         ValueError: for a λ of another width or not finite, or a scale outside that range.
+
+    Source: Kingma and Welling (2014), arXiv:1312.6114, appendix C.2.
 
     >>> Normal(3)(torch.zeros(5, 3)).event_shape
     torch.Size([3])

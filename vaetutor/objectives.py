@@ -222,7 +222,11 @@ def kl(q: td.Distribution, p: td.Distribution, draws: Draws | None = None) -> Te
         Tensor (B,), nats. A closed form is at least 0; an estimate from draws can be negative.
 
     Raises:
-        ValueError: if the event shapes differ, or there is neither a closed form nor draws.
+        ValueError: if the event shapes differ, p has another batch than q, or there is neither a
+            closed form nor draws.
+
+    Source: Kingma and Welling (2014), arXiv:1312.6114, appendix B, for diagonal normals; Kullback
+    and Leibler (1951).
 
     >>> q = td.Independent(td.Normal(torch.ones(1, 2), 1.0), 1)
     >>> p = td.Independent(td.Normal(torch.zeros(2), 1.0), 1)

@@ -23,6 +23,8 @@ class StandardNormal(nn.Module):
     Raises:
         ValueError: for a dimension below 1.
 
+    Source: Kingma and Welling (2014), arXiv:1312.6114, section 3.
+
     >>> StandardNormal(2)().log_prob(torch.zeros(2))
     tensor(-1.8379)
     """
