@@ -299,6 +299,43 @@ def drawn(name):
     return fig, ax, [text.get_text() for text in texts(fig)]
 
 
+def correlated_density():
+    """A Gaussian with variances 1 and 0.25 and covariance 0.3, on a grid that is not square."""
+    z1 = torch.linspace(-6.0, 6.0, 401, dtype=torch.float64)
+    z2 = torch.linspace(-3.0, 3.0, 301, dtype=torch.float64)
+    precision = np.linalg.inv(np.array([[1.0, 0.3], [0.3, 0.25]]))
+    points = np.stack(np.meshgrid(z1.cpu(), z2.cpu(), indexing="ij"), -1)
+    squared = np.einsum("ijk,kl,ijl->ij", points, precision, points)
+    return z1, z2, 7 * np.exp(-squared / 2), precision
+
+
+@pytest.mark.parametrize("filled", [False, True])
+def test_contours_of_a_gaussian_are_its_ellipses(filled):
+    z1, z2, density, precision = correlated_density()
+    _, ax = plots.figure()
+    plots.contours(ax, z1, z2, density, mass=(0.9, 0.5), filled=filled, label="p")
+    curves = [
+        path.vertices[path.codes != path.CLOSEPOLY]
+        for collection in ax.collections
+        for path in collection.get_paths()
+    ]
+    radii = [np.einsum("ik,kl,il->i", c, precision, c) ** 0.5 for c in curves]
+    expected = [(-2 * np.log(1 - m)) ** 0.5 for m in (0.9, 0.5)]
+    assert len(radii) == 2
+    for radius, value in zip(radii, expected, strict=True):
+        np.testing.assert_allclose(radius, value, rtol=0.01)
+    assert [text.get_text() for text in ax.legend().get_texts()] == ["p"]
+
+
+def test_contours_of_the_whole_style():
+    z1, z2, density, _ = correlated_density()
+    _, ax = plots.figure()
+    plots.contours(ax, z1, z2, density, mass=(0.5,), colour="#d55e00", style="--")
+    (curve,) = ax.collections
+    assert mpl.colors.to_hex(curve.get_edgecolor()[0]) == "#d55e00"
+    assert curve.get_linestyle()[0][1] is not None  # dashed
+
+
 def test_encoder_diagram_goes_from_x_to_a_density():
     _, _, words = drawn("encoder_diagram")
     for piece in ("x_1", r"\mu_1", r"\sigma_2", r"f_\phi(x)", r"q_\phi(z \mid x)", "z_1", "z_2"):
@@ -535,6 +572,12 @@ NAN = torch.full((6, 4), torch.nan)
         (lambda ax: plots.latent_scatter(ax, torch.zeros(5, 2), Z), ["y must", "5", "(3,)"]),
         (lambda ax: plots.latent_scatter(ax, torch.zeros(3, 2), Z), ["y must", "integer"]),
         (lambda ax: plots.latent_scatter(ax, NAN[:, :2], torch.arange(6)), ["z must", "NaN"]),
+        (lambda ax: plots.contours(ax, Z, Z**2, torch.ones(3, 3)), ["z2", "evenly"]),
+        (lambda ax: plots.contours(ax, Z, Z[:2], torch.ones(2, 3)), ["density", "(3, 2)"]),
+        (lambda ax: plots.contours(ax, Z, Z, -torch.ones(3, 3)), ["density", "-1"]),
+        (lambda ax: plots.contours(ax, Z, Z, torch.zeros(3, 3)), ["density", "not all 0"]),
+        (lambda ax: plots.contours(ax, Z, Z, NAN[:3, :3]), ["density", "NaN"]),
+        (lambda ax: plots.contours(ax, Z, Z, torch.ones(3, 3), mass=(0.5, 1)), ["mass", "1"]),
         (lambda ax: plots.training_curves(ax, pd.DataFrame()), ["elbo", "found none"]),
         (lambda ax: plots.training_curves(ax, frame()[["epoch"]]), ["curve", "found epoch"]),
         (lambda ax: plots.training_curves(ax, frame().drop(columns="epoch")), ["epoch", "kl"]),

@@ -36,6 +36,7 @@ from vaetutor._style import BLUE, COLOURS, GREEN, GREY, INK, ORANGE, PALE, style
 
 __all__ = [
     "architecture_diagram",
+    "contours",
     "encoder_diagram",
     "figure",
     "image_grid",
@@ -349,6 +350,68 @@ def _apart(centres: np.ndarray, gap: float) -> np.ndarray:
         push = np.where((distance < gap) & (distance > 1e-9), apart / distance, 0.0).sum(1)
         centres += 0.02 * gap * push
     return centres
+
+
+@styled
+def contours(
+    ax: Axes,
+    z1: Tensor | np.ndarray,
+    z2: Tensor | np.ndarray,
+    density: Tensor | np.ndarray,
+    *,
+    mass: tuple[float, ...] = (0.5, 0.9),
+    label: str | None = None,
+    colour: str = BLUE,
+    style: str = "-",
+    filled: bool = False,
+) -> Axes:
+    r"""Curves of equal density that enclose given shares of the mass on a grid.
+
+    For a share m the curve lies at the largest height t for which the points with density of at
+    least t hold m of the sum. For a Gaussian in the plane it is the ellipse of Mahalanobis radius
+    :math:`\sqrt{-2\ln(1 - m)}`.
+
+    Args:
+        ax: where to draw.
+        z1: the first coordinate, evenly spaced and increasing.
+        z2: the second coordinate, evenly spaced and increasing.
+        density: values of at least 0 on the grid, shape (len(z1), len(z2)); entry (i, j) belongs
+            to ``(z1[i], z2[j])``. They need not be normalised.
+        mass: the shares, each inside (0, 1).
+        label: name in the legend.
+        colour: of the curves, or of the areas.
+        style: dash of the curves, as for :meth:`matplotlib.axes.Axes.plot`.
+        filled: shade the areas inside the curves, darker further in, and draw no curves.
+
+    Returns:
+        `ax`.
+
+    Raises:
+        ValueError: if the grid is not even, the density has another shape, is not finite, is
+            negative or zero everywhere, or a share lies outside (0, 1).
+    """
+    first, second = (_grid(name, z) for name, z in (("z1", z1), ("z2", z2)))
+    heights = _array("density", density)
+    if heights.shape != (first[3], second[3]) or (heights < 0).any() or not heights.any():
+        raise ValueError(
+            f"density must have shape {(first[3], second[3])} with values of at least 0 and not "
+            f"all 0, found shape {heights.shape} with values from {heights.min():g} to "
+            f"{heights.max():g}"
+        )
+    if not mass or not all(0 < share < 1 for share in mass):
+        raise ValueError(f"mass must hold shares between 0 and 1, found {mass}")
+    ordered = np.sort(heights, axis=None)[::-1]
+    held = ordered.cumsum() / ordered.sum()
+    levels = sorted({ordered[np.searchsorted(held, share)] for share in mass})
+    grid = np.linspace(*first[:2], first[3]), np.linspace(*second[:2], second[3])
+    if filled:
+        for level in levels:
+            ax.contourf(*grid, heights.T, levels=[level, np.inf], colors=[colour], alpha=0.25)
+        ax.fill([], [], color=colour, alpha=0.4, lw=0, label=label)
+    else:
+        ax.contour(*grid, heights.T, levels=levels, colors=[colour], linestyles=[style])
+        ax.plot([], [], color=colour, ls=style, label=label)
+    return ax
 
 
 CURVES = {
