@@ -22,7 +22,8 @@ from vaetutor import (
     mlp,
     summary,
 )
-from vaetutor.evaluate import mean_terms, seeded
+from vaetutor._run import seeded
+from vaetutor.evaluate import mean_terms
 
 
 @pytest.fixture

@@ -6,8 +6,17 @@ import scipy.stats
 import torch
 from conftest import Z_LIMIT, z_score
 from sklearn.decomposition import PCA
+from sklearn.linear_model import Ridge
 
-from vaetutor import ConjugateNormal, LinearGaussian, digits, kl
+from vaetutor import (
+    BayesianLinearRegression,
+    ConjugateNormal,
+    LinearGaussian,
+    digits,
+    kl,
+    mean_field,
+    mean_field_gap,
+)
 from vaetutor.model import LatentVariableModel, TwoTermModel
 
 # Computed independently: scikit-learn digits, raw values 0..16, nats per datum.
@@ -77,7 +86,14 @@ def test_evidence_is_the_dense_normal(small):
     )
 
 
-@pytest.mark.parametrize("make", [lambda: None, lambda: ConjugateNormal(2.0, 0.5).double()])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: None,
+        lambda: ConjugateNormal(2.0, 0.5).double(),
+        lambda: BayesianLinearRegression(torch.randn(6, 3), 0.8, 1.7),
+    ],
+)
 def test_bayes_rule_holds_for_every_z(small, make):
     """log p(x, z) - log p(z|x) is log p(x), whatever z."""
     model = make() or small
@@ -167,7 +183,7 @@ def test_draws_of_another_shape_are_refused(small):
 
 
 def test_protocols(small):
-    for model in (small, ConjugateNormal()):
+    for model in (small, ConjugateNormal(), BayesianLinearRegression(torch.ones(3, 2), 1.0)):
         assert isinstance(model, LatentVariableModel) and isinstance(model, TwoTermModel)
 
 
@@ -216,3 +232,123 @@ def test_bad_parameters_are_refused():
         LinearGaussian(torch.zeros(5, 2), torch.zeros(5), 0.0)
     with pytest.raises(ValueError, match="prior_scale must be"):
         ConjugateNormal(-1.0)
+
+
+# Bayesian linear regression, and the best mean-field normal
+
+
+@pytest.fixture
+def regression(float64):
+    design = torch.stack([torch.ones(7), torch.linspace(1.0, 5.0, 7)], dim=1)
+    return BayesianLinearRegression(design, noise_scale=0.8, prior_scale=1.5)
+
+
+def test_regression_evidence_is_the_dense_normal(regression):
+    x = regression.sample(20)
+    design = regression.design.cpu().numpy()
+    dense = scipy.stats.multivariate_normal(
+        np.zeros(7), 1.5**2 * design @ design.T + 0.8**2 * np.eye(7)
+    )
+    np.testing.assert_allclose(
+        regression.log_evidence(x).cpu().numpy(), dense.logpdf(x.cpu().numpy()), rtol=1e-10
+    )
+
+
+def test_regression_posterior_is_ridge_regression(regression):
+    """The posterior mean is scikit-learn's ridge estimate with penalty (noise / prior)²."""
+    x = regression.sample(5)
+    ridge = Ridge(alpha=(0.8 / 1.5) ** 2, fit_intercept=False, solver="cholesky")
+    ridge.fit(regression.design.cpu().numpy(), x.T.cpu().numpy())
+    np.testing.assert_allclose(
+        regression.posterior(x).mean.cpu().numpy(), ridge.coef_, rtol=1e-9, atol=1e-10
+    )
+
+
+def test_regression_draws_have_the_moments_of_the_evidence(regression):
+    x = regression.sample(100_000)
+    design = regression.design
+    covariance = 1.5**2 * design @ design.T + 0.8**2 * torch.eye(7)
+    assert z_score(x.unsqueeze(-1) * x.unsqueeze(-2), covariance) < Z_LIMIT
+
+
+def test_regression_weights_are_correlated_when_inputs_are_not_centred(regression):
+    covariance = regression.posterior(regression.sample(2)).covariance_matrix
+    assert (covariance[:, 0, 1] < -0.5 * (covariance[:, 0, 0] * covariance[:, 1, 1]).sqrt()).all()
+    centred = regression.design - torch.tensor([0.0, 3.0])
+    model = BayesianLinearRegression(centred, 0.8, 1.5)
+    assert model.posterior(model.sample(1)).covariance_matrix[0, 0, 1].abs() < 1e-12
+
+
+def test_regression_refuses_bad_parameters(regression):
+    for design, message in [
+        (torch.zeros(5), "design must have shape"),
+        (torch.zeros(5, 2, dtype=torch.int64), "design must hold floating-point"),
+        (torch.full((5, 2), torch.nan), "design holds 10 values"),
+        (torch.zeros(0, 2), "design must hold at least one"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            BayesianLinearRegression(design, 1.0)
+    for scales in ((0.0, 1.0), (1.0, -1.0)):
+        with pytest.raises(ValueError, match="_scale must be a finite number above 0"):
+            BayesianLinearRegression(torch.ones(5, 2), *scales)
+    with pytest.raises(ValueError, match="x must have shape"):
+        regression.posterior(torch.zeros(3, 6))
+    with pytest.raises(ValueError, match="x must have shape"):
+        regression.log_evidence(torch.zeros(3, 6))
+    with pytest.raises(ValueError, match="z must have 2 latent dimensions"):
+        regression.log_joint(torch.zeros(3, 7), torch.zeros(4, 3, 7))
+    with pytest.raises(ValueError, match="n must be"):
+        regression.sample(0)
+
+
+def random_normal(batch, dim):
+    factor = torch.randn(batch, dim, dim).tril(-1) + torch.diag_embed(0.5 + torch.rand(batch, dim))
+    return torch.distributions.MultivariateNormal(torch.randn(batch, dim), scale_tril=factor)
+
+
+def test_mean_field_variances_are_inverse_precisions(float64):
+    p = random_normal(6, 4)
+    q = mean_field(p)
+    precision = np.linalg.inv(p.covariance_matrix.cpu().numpy())
+    expected = 1 / np.diagonal(precision, axis1=1, axis2=2)
+    np.testing.assert_allclose(q.variance.cpu().numpy(), expected, rtol=1e-9)
+    assert torch.equal(q.mean, p.mean)
+    assert (q.variance <= p.variance + 1e-12).all()
+
+
+def test_mean_field_gap_is_the_divergence_of_mean_field(float64):
+    p = random_normal(6, 4)
+    torch.testing.assert_close(mean_field_gap(p), kl(mean_field(p), p), rtol=0, atol=1e-10)
+    signs, log_dets = np.linalg.slogdet(np.linalg.inv(p.covariance_matrix.cpu().numpy()))
+    diagonal = np.linalg.inv(p.covariance_matrix.cpu().numpy()).diagonal(axis1=1, axis2=2)
+    expected = 0.5 * (np.log(diagonal).sum(1) - log_dets)
+    assert (signs == 1).all()
+    np.testing.assert_allclose(mean_field_gap(p).cpu().numpy(), expected, rtol=1e-9, atol=1e-10)
+
+
+def test_no_diagonal_normal_comes_closer_than_mean_field(float64):
+    """The gradient of KL(q || p) over mean and log scale is zero at q, and nearby is farther."""
+    p = random_normal(5, 3)
+    mean = mean_field(p).mean.clone().requires_grad_()
+    log_scale = mean_field(p).stddev.log().requires_grad_()
+    normal = lambda m, s: torch.distributions.Independent(torch.distributions.Normal(m, s), 1)
+    kl(normal(mean, log_scale.exp()), p).sum().backward()
+    assert mean.grad.abs().max() < 1e-10 and log_scale.grad.abs().max() < 1e-10
+    for _ in range(20):
+        other = normal(mean.detach(), (log_scale.detach() + 0.1 * torch.randn(5, 3)).exp())
+        assert (kl(other, p) > mean_field_gap(p)).all()
+
+
+@pytest.mark.parametrize("rho", [0.0, 0.5, -0.9, 0.99])
+def test_two_correlated_numbers_cost_the_known_gap(float64, rho):
+    covariance = torch.tensor([[[1.0, rho], [rho, 1.0]]])
+    p = torch.distributions.MultivariateNormal(torch.zeros(1, 2), covariance)
+    assert mean_field_gap(p).item() == pytest.approx(-0.5 * np.log(1 - rho**2), abs=1e-10)
+    assert mean_field(p).variance[0].tolist() == pytest.approx([1 - rho**2] * 2, abs=1e-12)
+
+
+def test_mean_field_refuses_what_is_not_a_normal():
+    q = torch.distributions.Independent(torch.distributions.Normal(torch.zeros(1, 2), 1.0), 1)
+    for function in (mean_field, mean_field_gap):
+        with pytest.raises(ValueError, match="p must be a MultivariateNormal, found Independent"):
+            function(q)

@@ -10,12 +10,12 @@ import torch
 from conftest import Z_LIMIT, z_score
 from torch import nn
 
-from vaetutor import Bernoulli, DiagonalNormal, FullNormal, Normal, elbo, mlp
+from vaetutor import Bernoulli, DiagonalNormal, FullNormal, LowRankNormal, Normal, elbo, kl, mlp
 from vaetutor.families import SCALE_FLOOR, inverse_positive, positive
 from vaetutor.model import VAE, Family
 from vaetutor.priors import StandardNormal
 
-LATENT = [DiagonalNormal(3), FullNormal(3)]
+LATENT = [DiagonalNormal(3), FullNormal(3), LowRankNormal(3, 2)]
 OBSERVED = [Bernoulli(3), Normal(3), Bernoulli((2, 3)), Normal((2, 3))]
 
 
@@ -62,7 +62,10 @@ def test_the_gradient_of_a_scale_is_right_in_float32(centre):
 @pytest.mark.parametrize("size", [-1e4, 1e4])
 @pytest.mark.parametrize("family", [*LATENT, Bernoulli(3), Normal(3)], ids=str)
 def test_densities_and_draws_keep_value_and_gradient_at_extremes(family, size):
-    lam = torch.full((2, family.n_parameters), size, requires_grad=True)
+    lam = torch.full((2, family.n_parameters), size)
+    if isinstance(family, LowRankNormal):
+        lam[:, 6:] = size / 100  # beyond 10^3 the density needs float64
+    lam.requires_grad_()
     x = torch.ones(2, 3) * (1 if isinstance(family, Bernoulli) else 0.7)
     log_q = family(lam).log_prob(x)
     log_q.sum().backward()
@@ -126,6 +129,50 @@ def test_full_normal_is_the_dense_normal(float64, dim):
         np.testing.assert_allclose(numpy(q.covariance_matrix[i]), factor @ factor.T, rtol=1e-9)
 
 
+@pytest.mark.parametrize(("dim", "rank"), [(1, 1), (4, 1), (4, 2), (3, 5)])
+def test_low_rank_normal_is_the_dense_normal(float64, dim, rank):
+    family = LowRankNormal(dim, rank)
+    lam = torch.randn(3, family.n_parameters)
+    q = family(lam)
+    z = torch.randn(3, dim)
+    for i in range(3):
+        scale = np.diag(numpy(positive(lam[i, dim : 2 * dim])))
+        v = numpy(lam[i, 2 * dim :]).reshape(dim, rank)
+        covariance = scale @ (np.eye(dim) + v @ v.T) @ scale
+        dense = scipy.stats.multivariate_normal(numpy(lam[i, :dim]), covariance)
+        np.testing.assert_allclose(numpy(q.log_prob(z)[i]), dense.logpdf(numpy(z[i])), rtol=1e-9)
+        np.testing.assert_allclose(numpy(q.covariance_matrix[i]), covariance, rtol=1e-9)
+        entropy = dense.entropy()
+        np.testing.assert_allclose(numpy(q.entropy()[i]), entropy, rtol=1e-9)
+
+
+def test_low_rank_normal_without_its_factor_is_the_diagonal_normal(float64):
+    lam = torch.randn(4, 6)
+    padded = torch.cat([lam, torch.zeros(4, 6)], -1)
+    z = torch.randn(4, 3)
+    torch.testing.assert_close(
+        LowRankNormal(3, 2)(padded).log_prob(z),
+        DiagonalNormal(3)(lam).log_prob(z),
+        rtol=0,
+        atol=1e-12,
+    )
+
+
+def test_low_rank_normal_learns_its_factor_but_not_from_zero(float64):
+    """The KL to a correlated normal: its gradient in V is zero at V = 0, and only there."""
+    family = LowRankNormal(3, 2)
+    p = FullNormal(3)(torch.randn(9))
+    for start, moves in [(0.0, False), (0.1, True)]:
+        lam = torch.zeros(family.n_parameters)
+        lam[6:] = start * torch.tensor([1.0, 2.0, 3.0, -1.0, 0.5, 1.0])
+        lam.requires_grad_()
+        kl(family(lam), p).backward()
+        assert (lam.grad[:6] != 0).all()
+        assert (lam.grad[6:].abs() > 1e-6).all() == moves
+        if not moves:
+            torch.testing.assert_close(lam.grad[6:], torch.zeros(6), rtol=0, atol=1e-12)
+
+
 def test_full_normal_learns_its_off_diagonal():
     family = FullNormal(3)
     lam = torch.zeros(2, family.n_parameters, requires_grad=True)
@@ -148,7 +195,8 @@ def test_density_by_draw_equals_density_by_noise(float64, family):
     """log q(mu + L eps) = log N(eps; 0, I) - log |L|."""
     q = family(torch.randn(2, family.n_parameters))
     z = q.rsample((5,))
-    factor = q.scale_tril if isinstance(family, FullNormal) else torch.diag_embed(q.stddev)
+    diagonal = isinstance(family, DiagonalNormal)
+    factor = torch.diag_embed(q.stddev) if diagonal else q.scale_tril
     eps = torch.linalg.solve(factor, (z - q.mean).unsqueeze(-1)).squeeze(-1)
     log_det = factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
     expected = -0.5 * (eps.square() + np.log(2 * np.pi)).sum(-1) - log_det
@@ -162,7 +210,7 @@ def test_draws_have_the_moments_of_the_density(float64, family):
     assert z_score(z, q.mean[0]) < Z_LIMIT
     centred = z - q.mean[0]
     covariance = torch.diag(q.variance[0])
-    if isinstance(family, FullNormal):
+    if not isinstance(family, DiagonalNormal):
         covariance = q.covariance_matrix[0]
     assert z_score(centred.unsqueeze(-1) * centred.unsqueeze(-2), covariance) < Z_LIMIT
 
@@ -230,7 +278,17 @@ def test_parameters_that_are_not_finite_are_refused(family, bad):
         family(torch.full((2, family.n_parameters), bad))
 
 
-@pytest.mark.parametrize("make", [DiagonalNormal, FullNormal, Bernoulli, Normal])
+@pytest.mark.parametrize(
+    "make",
+    [
+        DiagonalNormal,
+        FullNormal,
+        lambda size: LowRankNormal(size, 1),
+        lambda size: LowRankNormal(1, size),
+        Bernoulli,
+        Normal,
+    ],
+)
 @pytest.mark.parametrize("size", [0, -1, 2.0, True])
 def test_sizes_must_be_positive_integers(make, size):
     with pytest.raises((ValueError, TypeError)):
@@ -280,8 +338,8 @@ def test_half_precision_data_give_float32_densities(family):
     assert q.log_prob(x.half()).dtype == torch.float32
 
 
-def test_full_normal_draws_in_float32_under_autocast(device):
-    family = FullNormal(5)
+@pytest.mark.parametrize("family", [FullNormal(5), LowRankNormal(5, 2)], ids=str)
+def test_normals_with_matrices_draw_in_float32_under_autocast(device, family):
     q = family(torch.randn(64, family.n_parameters))
     torch.manual_seed(1)
     wide = q.rsample((16,))
@@ -291,7 +349,9 @@ def test_full_normal_draws_in_float32_under_autocast(device):
     torch.testing.assert_close(narrow, wide, rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("posterior", [DiagonalNormal(5), FullNormal(5)], ids=str)
+@pytest.mark.parametrize(
+    "posterior", [DiagonalNormal(5), FullNormal(5), LowRankNormal(5, 2)], ids=str
+)
 def test_autocast_touches_the_networks_only(device, posterior):
     encoder = nn.Sequential(mlp(40, 32, posterior.n_parameters), posterior)
     decoder = nn.Sequential(mlp(5, 32, 40), Bernoulli(40))

@@ -16,6 +16,7 @@ from vaetutor import (
     DiagonalNormal,
     FullNormal,
     LinearGaussian,
+    LowRankNormal,
     Normal,
     StandardNormal,
     draw,
@@ -335,17 +336,18 @@ def test_a_frozen_encoder_may_train_a_learned_prior():
 def normals(batch):
     yield diagonal(torch.randn(batch, 3), torch.rand(batch, 3) + 0.5)
     yield FullNormal(3)(torch.randn(batch, 9) / 2)
+    yield LowRankNormal(3, 2)(torch.randn(batch, 12) / 2)
 
 
-@pytest.mark.parametrize("i", [0, 1], ids=["diagonal q", "full q"])
-@pytest.mark.parametrize("j", [0, 1], ids=["diagonal p", "full p"])
+@pytest.mark.parametrize("i", [0, 1, 2], ids=["diagonal q", "full q", "low-rank q"])
+@pytest.mark.parametrize("j", [0, 1, 2], ids=["diagonal p", "full p", "low-rank p"])
 @pytest.mark.parametrize("shared_p", [False, True])
 def test_closed_forms_against_a_million_draws(float64, i, j, shared_p):
     q, p = list(normals(2))[i], list(normals(2))[j]
     if shared_p and j == 0:
         p = StandardNormal(3).double()()
     elif shared_p:
-        p = LinearGaussian(torch.randn(5, 3), torch.zeros(5), 1.0).prior()
+        p = [None, FullNormal(3), LowRankNormal(3, 2)][j](torch.randn(9 + 3 * (j - 1)) / 2)
     exact = kl(q, p)
     assert exact.shape == (2,) and (exact > 0).all()
     z = q.sample((1_000_000,))
@@ -413,9 +415,19 @@ def mixture_free(batch):
     return diagonal(torch.zeros(batch, 1), torch.ones(batch, 1))
 
 
-def test_closed_form_kl_stays_in_float32_under_autocast(device):
-    q, p = list(normals(3))[::-1]
+@pytest.mark.parametrize(("i", "j"), [(0, 1), (1, 0), (0, 2), (2, 0), (1, 2), (2, 1), (2, 2)])
+def test_closed_form_kl_stays_in_float32_under_autocast(device, i, j):
+    q, p = list(normals(3))[i], list(normals(3))[j]
     with torch.autocast(device.type, torch.bfloat16):
         narrow = kl(q, p)
-    torch.testing.assert_close(narrow, kl(q, p))
+    torch.testing.assert_close(narrow, kl(q, p), rtol=0, atol=0)
     assert narrow.dtype == torch.float32
+
+
+@pytest.mark.parametrize("swapped", [False, True])
+def test_the_divergence_of_a_low_rank_normal_is_that_of_its_dense_form(float64, swapped):
+    diagonal_, _, low = normals(4)
+    dense = td.MultivariateNormal(low.mean, low.covariance_matrix)
+    pairs = [(low, diagonal_), (dense, diagonal_)]
+    found, expected = (kl(*(pair[::-1] if swapped else pair)) for pair in pairs)
+    torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)

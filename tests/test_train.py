@@ -1,6 +1,7 @@
 """Training against closed-form optima, and the promises that `fit` makes."""
 
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -22,8 +23,11 @@ from vaetutor import (
     iwae,
     mlp,
     mnist,
+    score_function,
+    sticking_the_landing,
 )
-from vaetutor.evaluate import mean_terms, seeded
+from vaetutor._run import seeded
+from vaetutor.evaluate import mean_terms
 from vaetutor.train import VALIDATION_SEED, pick_device
 
 
@@ -46,8 +50,11 @@ def config(device, **options):
 # --- does it find the optimum? --------------------------------------------------------------
 
 
-@pytest.mark.parametrize("objective", [elbo, elbo_terms, iwae])
-def test_linear_vae_reaches_the_maximum_likelihood(device, objective):
+@pytest.mark.parametrize(
+    ("objective", "encoder_steps"),
+    [(elbo, 0), (elbo_terms, 0), (iwae, 0), (elbo_terms, 1)],
+)
+def test_linear_vae_reaches_the_maximum_likelihood(device, objective, encoder_steps):
     """The best ELBO of a linear VAE is the maximum log-likelihood of probabilistic PCA."""
     generator = torch.Generator("cpu").manual_seed(0)
     make = lambda *shape: torch.randn(*shape, generator=generator, device="cpu")
@@ -60,9 +67,13 @@ def test_linear_vae_reaches_the_maximum_likelihood(device, objective):
         nn.Sequential(nn.Linear(2, 5), Normal(5)),
         StandardNormal(2),
     )
-    for learning_rate in (3e-2, 3e-3):
-        options = {"epochs": 400, "batch_size": 500, "learning_rate": learning_rate}
-        fit(vae, x, config(device, objective=objective, n_samples=8, **options))
+    schedule = ((3e-2, 400), (3e-3, 400))
+    if encoder_steps:  # by turns of one step, 3e-2 keeps the parts swinging around each other
+        schedule = ((1e-2, 600), (2e-3, 200))
+    for learning_rate, epochs in schedule:
+        options = {"epochs": epochs, "batch_size": 500, "learning_rate": learning_rate}
+        options |= {"objective": objective, "encoder_steps": encoder_steps}
+        fit(vae, x, config(device, n_samples=8, **options))
     reached = mean_terms(vae, x, n_samples=200)["elbo"]
     assert best - 0.02 < reached < best + 0.005
 
@@ -90,6 +101,114 @@ def test_per_sample_noise_is_drawn_anew_in_each_step(device):
     frame = fit(vae, bits(), config(device, learning_rate=1e-30, epochs=3)).frame
     assert frame.reconstruction.nunique() == 3
     assert frame.kl.max() - frame.kl.min() < 1e-6  # in closed form: it does not see the draws
+
+
+# --- turns and frozen parts -------------------------------------------------------------------
+
+
+def parts(vae):
+    encoder = list(vae.encoder.parameters())
+    return encoder, [p for p in vae.parameters() if not any(p is q for q in encoder)]
+
+
+@pytest.mark.parametrize("encoder_steps", [0, 1, 3])
+def test_training_is_the_loop_one_would_write_by_hand(device, encoder_steps):
+    """To the last bit: the same batches, draws and steps, whether together or by turns."""
+    x, by_fit, by_hand = bits().to(device), some_vae(), some_vae().to(device)
+    fit(by_fit, x, config(device, encoder_steps=encoder_steps, epochs=3, seed=7))
+    encoder, rest = parts(by_hand)
+    ours = torch.optim.Adam(encoder if encoder_steps else [*encoder, *rest], 1e-3, fused=True)
+    theirs = torch.optim.Adam(rest, 1e-3, fused=True)
+    with seeded(7, device):
+        for _ in range(3):
+            for rows in torch.randperm(50, device=device).split(16):
+                for optimizer in [ours] * max(encoder_steps, 1) + [theirs] * bool(encoder_steps):
+                    by_hand.zero_grad()
+                    bound = elbo_terms(by_hand, by_hand.encoder(x[rows]), x[rows])
+                    (-bound.elbo.mean()).backward()
+                    optimizer.step()
+    for a, b in zip(by_fit.parameters(), by_hand.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_in_turns_one_part_moves_and_the_other_rests(device):
+    """The objective looks at the parameters whenever it is asked: twice three and one a batch."""
+    vae = some_vae().to(device)
+    seen = []
+
+    def watch(model, q, x, n_samples):
+        copies = [torch.cat([p.detach().flatten() for p in part]) for part in parts(model)]
+        seen.append((copies, x.detach().clone(), n_samples))
+        return elbo_terms(model, q, x, n_samples)
+
+    options = {"objective": watch, "encoder_steps": 3, "epochs": 1, "batch_size": 25}
+    fit(vae, bits(), config(device, **options))
+    seen = seen[1:]  # the first call is a check
+    assert len(seen) == 2 * (3 + 1)
+    seen.append(
+        ([torch.cat([p.detach().flatten() for p in part]) for part in parts(vae)], None, 1)
+    )
+    for step in range(8):
+        (before, x, _), (after, _, _) = seen[step], seen[step + 1]
+        moved = [not torch.equal(a, b) for a, b in zip(before, after, strict=True)]
+        assert moved == ([False, True] if step % 4 == 3 else [True, False]), step
+        assert torch.equal(x, seen[4 * (step // 4)][1])  # one batch until all have had their turn
+
+
+def test_each_turn_has_its_own_draws(device):
+    values = []
+
+    def watch(model, q, x, n_samples):
+        terms = elbo_terms(model, q, x, n_samples)
+        values.append(terms.reconstruction.sum().item())
+        return terms
+
+    options = {"objective": watch, "encoder_steps": 2, "epochs": 1, "batch_size": 50}
+    row = fit(some_vae(), bits(), config(device, learning_rate=1e-30, **options)).rows[0]
+    assert len(set(values[1:])) == 3
+    assert row["reconstruction"] == pytest.approx(values[-1] / 50, rel=1e-6)  # the last turn's
+
+
+def test_clipping_counts_only_what_moves(device):
+    norms = []
+    original = torch.optim.Adam.step
+
+    def step(self, *args, **kwargs):
+        gradients = [p.grad for group in self.param_groups for p in group["params"]]
+        norms.append(torch.cat([g.flatten() for g in gradients]).norm().item())
+        return original(self, *args, **kwargs)
+
+    torch.optim.Adam.step = step
+    try:
+        fit(some_vae(), bits(), config(device, clip=1e-3, encoder_steps=2))
+    finally:
+        torch.optim.Adam.step = original
+    assert len(norms) == 2 * 4 * 3
+    assert norms == pytest.approx([1e-3] * len(norms), rel=1e-3)
+
+
+@pytest.mark.parametrize("frozen", ["encoder", "decoder"])
+def test_frozen_parts_stay_and_the_rest_is_trained(device, frozen):
+    vae = some_vae()
+    getattr(vae, frozen).requires_grad_(False)
+    before = {name: p.clone() for name, p in vae.named_parameters()}
+    elbos = fit(vae, bits(), config(device, epochs=30, learning_rate=1e-2)).frame.elbo
+    assert elbos.iloc[-1] > elbos.iloc[0] + 0.1
+    for name, parameter in vae.named_parameters():
+        same = torch.equal(parameter.cpu(), before[name].cpu())
+        assert same is name.startswith(frozen), name
+        assert parameter.requires_grad is not name.startswith(frozen)
+        assert not (name.startswith(frozen) and parameter.grad is not None)
+
+
+@pytest.mark.parametrize(
+    ("frozen", "message"), [("encoder", "nothing in the encoder"), ("decoder", "nothing else")]
+)
+def test_turns_need_two_parts(device, frozen, message):
+    vae = some_vae()
+    getattr(vae, frozen).requires_grad_(False)
+    with pytest.raises(ValueError, match=f"encoder_steps = 2 needs two parts .*{message}"):
+        fit(vae, bits(), config(device, encoder_steps=2))
 
 
 # --- reports --------------------------------------------------------------------------------
@@ -459,6 +578,16 @@ def test_names_of_objectives_do_not_hide_other_columns(device):
         assert frame.epoch.tolist() == [1, 2]
 
 
+def test_estimators_are_reported_by_the_bound_they_estimate(device):
+    for estimator in (
+        sticking_the_landing,
+        partial(score_function, baseline="leave_one_out"),
+        partial(partial(elbo)),
+    ):
+        frame = fit(some_vae(), bits(), config(device, objective=estimator, n_samples=2)).frame
+        assert list(frame.columns) == ["epoch", "elbo", "beta"]
+
+
 def test_models_that_cannot_be_trained_are_refused(device):
     frozen = some_vae().requires_grad_(False)
     with pytest.raises(ValueError, match="no trainable parameter"):
@@ -482,6 +611,8 @@ def test_a_beta_that_cannot_act_is_found_before_the_first_step(device):
         ("epochs", 1.5),
         ("batch_size", 0),
         ("n_samples", 0),
+        ("encoder_steps", -1),
+        ("encoder_steps", 1.5),
         ("learning_rate", 0.0),
         ("learning_rate", float("nan")),
         ("clip", -1.0),

@@ -13,19 +13,35 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from vaetutor import data as data
     from vaetutor import exact as exact
+    from vaetutor import inference as inference
     from vaetutor import plots as plots
+    from vaetutor import targets as targets
     from vaetutor.data import Images as Images
     from vaetutor.data import digits as digits
     from vaetutor.data import mnist as mnist
     from vaetutor.evaluate import LogEvidence as LogEvidence
     from vaetutor.evaluate import log_evidence as log_evidence
+    from vaetutor.evaluate import pareto_k as pareto_k
     from vaetutor.evaluate import summary as summary
+    from vaetutor.exact import BayesianLinearRegression as BayesianLinearRegression
     from vaetutor.exact import ConjugateNormal as ConjugateNormal
     from vaetutor.exact import LinearGaussian as LinearGaussian
+    from vaetutor.exact import mean_field as mean_field
+    from vaetutor.exact import mean_field_gap as mean_field_gap
     from vaetutor.families import Bernoulli as Bernoulli
     from vaetutor.families import DiagonalNormal as DiagonalNormal
     from vaetutor.families import FullNormal as FullNormal
+    from vaetutor.families import LowRankNormal as LowRankNormal
     from vaetutor.families import Normal as Normal
+    from vaetutor.gradients import GradientMoments as GradientMoments
+    from vaetutor.gradients import gradient_moments as gradient_moments
+    from vaetutor.gradients import pathwise as pathwise
+    from vaetutor.gradients import score_function as score_function
+    from vaetutor.gradients import sticking_the_landing as sticking_the_landing
+    from vaetutor.inference import InferenceGaps as InferenceGaps
+    from vaetutor.inference import Refined as Refined
+    from vaetutor.inference import inference_gaps as inference_gaps
+    from vaetutor.inference import refine as refine
     from vaetutor.model import VAE as VAE
     from vaetutor.model import AmortizedModel as AmortizedModel
     from vaetutor.model import Family as Family
@@ -42,15 +58,33 @@ if TYPE_CHECKING:
     from vaetutor.objectives import kl as kl
     from vaetutor.objectives import log_weights as log_weights
     from vaetutor.priors import StandardNormal as StandardNormal
+    from vaetutor.quadrature import EightSchools as EightSchools
+    from vaetutor.quadrature import GridPosterior as GridPosterior
+    from vaetutor.quadrature import grid_posterior as grid_posterior
+    from vaetutor.targets import Target as Target
     from vaetutor.train import History as History
     from vaetutor.train import TrainConfig as TrainConfig
     from vaetutor.train import fit as fit
 
 _HOME = {
     "data": ("Images", "digits", "mnist"),
-    "evaluate": ("LogEvidence", "log_evidence", "summary"),
-    "exact": ("ConjugateNormal", "LinearGaussian"),
-    "families": ("Bernoulli", "DiagonalNormal", "FullNormal", "Normal"),
+    "evaluate": ("LogEvidence", "log_evidence", "pareto_k", "summary"),
+    "exact": (
+        "BayesianLinearRegression",
+        "ConjugateNormal",
+        "LinearGaussian",
+        "mean_field",
+        "mean_field_gap",
+    ),
+    "families": ("Bernoulli", "DiagonalNormal", "FullNormal", "LowRankNormal", "Normal"),
+    "gradients": (
+        "GradientMoments",
+        "gradient_moments",
+        "pathwise",
+        "score_function",
+        "sticking_the_landing",
+    ),
+    "inference": ("InferenceGaps", "Refined", "inference_gaps", "refine"),
     "model": (
         "VAE",
         "AmortizedModel",
@@ -72,6 +106,8 @@ _HOME = {
     ),
     "plots": (),
     "priors": ("StandardNormal",),
+    "quadrature": ("EightSchools", "GridPosterior", "grid_posterior"),
+    "targets": ("Target",),
     "train": ("History", "TrainConfig", "fit"),
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}

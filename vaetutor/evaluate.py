@@ -11,24 +11,25 @@ likelihood).
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributions as td
-from torch import Tensor, nn
+from torch import Tensor
 
 from vaetutor import _checks
+from vaetutor._run import check_data, device_of, evaluating, present, seeded
 from vaetutor.data import Images
+from vaetutor.inference import InferenceGaps as InferenceGaps
+from vaetutor.inference import Refined as Refined
+from vaetutor.inference import inference_gaps as inference_gaps
+from vaetutor.inference import refine as refine
 from vaetutor.model import Posterior
 from vaetutor.objectives import elbo_terms, log_weights
 
 if TYPE_CHECKING:
     import pandas as pd
-
-CHECK_ROWS = 1000
 
 
 @dataclass(frozen=True)
@@ -218,89 +219,43 @@ def mean_terms(
     return {"elbo": reconstruction - kl, "reconstruction": reconstruction, "kl": kl}
 
 
-def present(x: Tensor | Images, rows: Tensor | None = None) -> Tensor:
-    """All or some rows of a data set as a model sees them: `Images` may binarise them anew."""
-    if isinstance(x, Images):
-        return x.present(rows)
-    return x if rows is None else x[rows]
+def pareto_k(log_w: Tensor) -> Tensor:
+    r"""Pareto shape k-hat of importance weights: how heavy is their tail?
 
+    The largest weights, about :math:`3\sqrt{S}` of them, are fitted by a generalised Pareto
+    distribution. Its shape k says which moments the weights have: those of order below 1/k. Below
+    0.5 their variance is finite; up to 0.7 estimates smoothed by the fit are still useful in
+    practice; above it q is too far from the posterior, or too narrow, for its draws to be
+    corrected by weights. The estimate itself is noisy, and sees only the tail that was drawn.
 
-def device_of(model: Any) -> torch.device:  # noqa: ANN401
-    """The device of the model's first parameter or buffer; the CPU if it has neither."""
-    tensors = _tensors(model)
-    return tensors[0].device if tensors else torch.device("cpu")
+    Args:
+        log_w: log weights (S, B), as :func:`~vaetutor.log_weights` returns them; S at least 25.
 
+    Returns:
+        Tensor (B,), float64, on the CPU. Weights that are equal to rounding have no tail: -inf.
 
-def _tensors(model: Any) -> list[Tensor]:  # noqa: ANN401
-    return [*model.parameters(), *model.buffers()] if isinstance(model, nn.Module) else []
+    Raises:
+        ValueError: if log_w is not a finite floating-point (S, B) with S of at least 25.
 
+    Source: Vehtari et al. (2024), arXiv:1507.02646; Yao et al. (2018), arXiv:1802.02538, for its
+    use on variational inference. Computed by ``arviz_stats``.
 
-@torch.no_grad()
-def check_data(model: Any, x: Tensor | Images, name: str = "x") -> None:  # noqa: ANN401
-    """Raise a ValueError that names what is wrong unless every row of `x` fits the model.
-
-    A model that offers its two factors is asked for the likelihood of all of x at a single z, so
-    that the check decodes one row, however many there are.
+    >>> log_w = -0.2 * torch.rand(10_000, 1).double().log()  # w = u^-0.2 has shape 0.2
+    >>> bool((pareto_k(log_w) - 0.2).abs() < 0.3)
+    True
     """
-    if not _checks.enabled():
-        return
-    data = x.x if isinstance(x, Images) else x
-    with _checks.disabled():  # type and size; the values are looked at below
-        _checks.batch(name, data)
-    dtypes = {t.dtype for t in _tensors(model) if t.is_floating_point()}
-    if dtypes and data.dtype not in dtypes:
-        expected = min(map(str, dtypes))
+    _checks.batch("log_w", log_w)
+    if log_w.ndim != 2 or len(log_w) < 25:
         raise ValueError(
-            f"{name} must have the dtype of the model, {expected}, found {data.dtype}: "
-            "convert the one with .to(...) or the other"
+            f"log_w must have shape (S, B) with at least 25 draws S, found {tuple(log_w.shape)}"
         )
-    if not (hasattr(model, "prior") and hasattr(model, "log_likelihood")):
-        return
-    prior = model.prior()
-    origin = torch.zeros((1, 1, *prior.event_shape), dtype=data.dtype, device=device_of(model))
-    for rows in data.split(CHECK_ROWS):
-        shown = (rows > 0).to(rows.dtype) if _is_dynamic(x) else rows
-        try:
-            with evaluating(model):
-                model.log_likelihood(shown.to(origin.device), origin)
-        except ValueError as error:
-            raise ValueError(f"{name} does not fit the model: {error}") from error
+    from arviz_stats.base.array import array_stats
 
-
-def _is_dynamic(x: Tensor | Images) -> bool:
-    return isinstance(x, Images) and x.binarize == "dynamic"
-
-
-@contextmanager
-def seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """Seed the CPU and `device` inside the block, and put their random states back after it.
-
-    ``torch.manual_seed`` would also seed every other device, and leave those changed.
-    """
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        torch.default_generator.manual_seed(seed)
-        if device.type == "cuda":
-            with torch.cuda.device(device):
-                torch.cuda.manual_seed(seed)
-        before = torch.mps.get_rng_state() if device.type == "mps" else None
-        if before is not None:
-            torch.mps.manual_seed(seed)
-        try:
-            yield
-        finally:
-            if before is not None:
-                torch.mps.set_rng_state(before)
-
-
-@contextmanager
-def evaluating(model: Any) -> Iterator[None]:  # noqa: ANN401
-    """Put a module in eval mode inside the block, and each part back as it was after it."""
-    parts = list(model.modules()) if isinstance(model, nn.Module) else []
-    before = [part.training for part in parts]
-    if parts:
-        model.eval()
-    try:
-        yield
-    finally:
-        for part, training in zip(parts, before, strict=True):
-            part.training = training
+    low, high = log_w.detach().aminmax(dim=0)
+    rounding = 100 * torch.finfo(log_w.dtype).eps * torch.maximum(high.abs(), low.abs()).clamp(1)
+    uneven = (high - low > rounding).cpu()
+    k = torch.full((log_w.shape[1],), -torch.inf, dtype=torch.float64, device="cpu")
+    wide = log_w.detach().cpu().double()[:, uneven]
+    if uneven.any():
+        k[uneven] = torch.as_tensor(array_stats.psislw(-wide.numpy(), axis=0)[1], device="cpu")
+    return k

@@ -2,8 +2,9 @@ r"""Models whose evidence and posterior are known exactly.
 
 For most latent variable models :math:`p(x) = \int p(x, z)\,dz` has no closed form. For the ones
 here it has, so every bound, estimator and gradient of the package can be compared with the truth:
-they are the oracles of the tests, and the first example of every chapter (chapter: the ELBO, the
-linear VAE).
+they are the oracles of the tests, and the first example of every chapter (chapter: variational
+inference; the ELBO, the linear VAE). Models whose last one or two integrals are done on a grid are
+in :mod:`vaetutor.quadrature`.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ import torch.distributions as td
 from torch import Tensor, nn
 
 from vaetutor import _checks
+from vaetutor.quadrature import EightSchools as EightSchools  # exact up to a stated error
+from vaetutor.quadrature import grid_posterior as grid_posterior
 
 
 class _ExactModel(nn.Module):
@@ -273,3 +276,150 @@ class ConjugateNormal(_ExactModel):
         """Draw n observations, shape (n, 1). Raises a ValueError for n < 1."""
         eps = _standard_normal((2, _checks.count("n", n), 1), self.prior_scale, generator)
         return self.prior_scale * eps[0] + self.noise_scale * eps[1]
+
+
+class BayesianLinearRegression(_ExactModel):
+    r"""Linear regression with a normal prior on the weights; the weights are the latent variable.
+
+    .. math:: z \sim \mathcal{N}(0, s^2 I_D), \qquad x \mid z \sim \mathcal{N}(X z,\ \sigma^2 I_n).
+
+    One observation x is the whole vector of the n responses at the n rows of the design X. The
+    evidence is :math:`\mathcal{N}(x;\ 0,\ s^2 X X^\top + \sigma^2 I)` and the posterior
+    :math:`\mathcal{N}(z;\ \sigma^{-2} \Lambda^{-1} X^\top x,\ \Lambda^{-1})` with the precision
+    :math:`\Lambda = \sigma^{-2} X^\top X + s^{-2} I`, the same for every x.
+
+    Args:
+        design: X, shape (n, D). A column of ones makes an intercept.
+        noise_scale: :math:`\sigma`, in the unit of x.
+        prior_scale: s, in the unit of the weights.
+
+    Raises:
+        ValueError: for a design that is not a finite floating-point matrix, or a scale that is not
+            positive.
+
+    Source: Bishop (2006), Pattern recognition and machine learning, section 3.3.
+    """
+
+    design: Tensor
+    noise_scale: Tensor
+    prior_scale: Tensor
+
+    def __init__(self, design: Tensor, noise_scale: float, prior_scale: float = 1.0) -> None:
+        super().__init__()
+        _checks.batch("design", design)
+        if design.ndim != 2:
+            raise ValueError(f"design must have shape (n, D), found {tuple(design.shape)}")
+        _checks.positive_number("noise_scale", noise_scale)
+        _checks.positive_number("prior_scale", prior_scale)
+        self.register_buffer("design", design.detach().clone())
+        self.register_buffer("noise_scale", design.new_tensor(noise_scale))
+        self.register_buffer("prior_scale", design.new_tensor(prior_scale))
+
+    def prior(self) -> td.Independent:
+        r"""Return :math:`\mathcal{N}(0, s^2 I)`, event shape (D,)."""
+        scale = self.prior_scale.expand(self.design.shape[1])
+        return td.Independent(td.Normal(torch.zeros_like(scale), scale, validate_args=False), 1)
+
+    def log_likelihood(self, x: Tensor, z: Tensor) -> Tensor:
+        r"""Return :math:`\log p(x \mid z)`, (S, B), nats, for x (B, n) and z (S, B, D).
+
+        Raises a ValueError as ``log_joint`` does.
+        """
+        self._check(x, len(self.design))
+        self._check_draws(x, z)
+        with torch.autocast(x.device.type, enabled=False):
+            mean = z @ self.design.T
+        normal = td.Normal(mean, self.noise_scale, validate_args=False)
+        return normal.log_prob(x).sum(-1)
+
+    def log_evidence(self, x: Tensor) -> Tensor:
+        r"""Return :math:`\log p(x)`, (B,), nats, for x (B, n).
+
+        Raises a ValueError if x is empty, not finite or of another width.
+        """
+        self._check(x, len(self.design))
+        variance = self.noise_scale.square().expand(len(self.design))
+        factor = self.prior_scale * self.design
+        with torch.autocast(x.device.type, enabled=False):
+            marginal = td.LowRankMultivariateNormal(
+                torch.zeros_like(variance), factor, variance, validate_args=False
+            )
+            return marginal.log_prob(x)
+
+    def posterior(self, x: Tensor) -> td.MultivariateNormal:
+        r"""Return :math:`p(z \mid x)`, batch shape (B,), event shape (D,), for x (B, n).
+
+        Raises a ValueError if x is empty, not finite or of another width.
+        """
+        self._check(x, len(self.design))
+        unit = torch.ones_like(self.design[0]).diag()
+        with torch.autocast(x.device.type, enabled=False):
+            scaled = self.design / self.noise_scale
+            precision = scaled.T @ scaled + unit / self.prior_scale.square()
+            mean = torch.linalg.solve(precision, scaled.T @ (x / self.noise_scale).T).T
+            return td.MultivariateNormal(
+                mean, precision_matrix=precision.expand(len(x), -1, -1), validate_args=False
+            )
+
+    def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
+        """Draw n response vectors, each with weights of its own, shape (n, rows of the design).
+
+        Raises a ValueError for n < 1.
+        """
+        rows, dim = self.design.shape
+        z = _standard_normal((_checks.count("n", n), dim), self.design, generator)
+        eps = _standard_normal((n, rows), self.design, generator)
+        return self.prior_scale * z @ self.design.T + self.noise_scale * eps
+
+
+def mean_field(p: td.MultivariateNormal) -> td.Independent:
+    r"""The diagonal normal q with the smallest :math:`\mathrm{KL}(q \,\|\, p)` to a normal p.
+
+    .. math:: q(z) = \prod_i \mathcal{N}(z_i;\ \mu_i,\ 1 / \Lambda_{ii}),
+
+    with :math:`\mu` the mean of p and :math:`\Lambda` its precision. The means are exact. The
+    variance of :math:`z_i` is its conditional one, given all the others: at most its marginal one.
+
+    Args:
+        p: multivariate normal with batch shape (B,) and event shape (D,).
+
+    Returns:
+        Distribution with batch shape (B,) and event shape (D,).
+
+    Raises:
+        ValueError: if p is not a multivariate normal.
+
+    Source: Bishop (2006), Pattern recognition and machine learning, section 10.1.2.
+
+    >>> p = td.MultivariateNormal(torch.zeros(1, 2), torch.tensor([[[1.0, 0.8], [0.8, 1.0]]]))
+    >>> mean_field(p).variance
+    tensor([[0.3600, 0.3600]])
+    """
+    scale = _precision_diagonal(p).rsqrt()
+    return td.Independent(td.Normal(p.mean, scale, validate_args=False), 1)
+
+
+def mean_field_gap(p: td.MultivariateNormal) -> Tensor:
+    r"""The divergence that the best diagonal normal keeps from a normal p.
+
+    .. math:: \min_q \mathrm{KL}(q \,\|\, p)
+              = \frac{1}{2}\Big[\sum_i \ln \Lambda_{ii} - \ln |\Lambda|\Big].
+
+    Args:
+        p: multivariate normal with batch shape (B,).
+
+    Returns:
+        Tensor (B,), nats. Zero exactly when the covariance of p is diagonal.
+
+    Raises:
+        ValueError: if p is not a multivariate normal.
+    """
+    half_sum = 0.5 * _precision_diagonal(p).log().sum(-1)
+    return half_sum + p.scale_tril.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+
+
+def _precision_diagonal(p: td.MultivariateNormal) -> Tensor:
+    if not isinstance(p, td.MultivariateNormal):
+        raise ValueError(f"p must be a MultivariateNormal, found {type(p).__name__}")
+    with torch.autocast(p.loc.device.type, enabled=False):
+        return p.precision_matrix.diagonal(dim1=-2, dim2=-1)

@@ -211,7 +211,7 @@ def kl(q: td.Distribution, p: td.Distribution, draws: Draws | None = None) -> Te
     r"""Kullback-Leibler divergence :math:`\mathrm{KL}(q\,\|\,p) = \mathbb{E}_q[\log q - \log p]`.
 
     In closed form for every pair that has one: those that torch registers, and diagonal against
-    full normals, which it lacks. Otherwise the mean over `draws`, if given.
+    full and low-rank normals, which it lacks. Otherwise the mean over `draws`, if given.
 
     Args:
         q: distribution with batch shape (B,).
@@ -245,6 +245,9 @@ def kl(q: td.Distribution, p: td.Distribution, draws: Draws | None = None) -> Te
     return (draws.log_q - p.log_prob(draws.z)).mean(0)
 
 
+_WITH_MATRIX = (td.MultivariateNormal, td.LowRankMultivariateNormal)
+
+
 def _closed_form_kl(q: td.Distribution, p: td.Distribution) -> Tensor | None:
     if q.event_shape != p.event_shape:
         raise ValueError(
@@ -256,11 +259,8 @@ def _closed_form_kl(q: td.Distribution, p: td.Distribution) -> Tensor | None:
             f"p must have batch shape () or that of q, {tuple(q.batch_shape)}, found "
             f"{tuple(p.batch_shape)}"
         )
-    if _is_diagonal(q) and isinstance(p, td.MultivariateNormal):
-        q = _as_full(q)
-    elif isinstance(q, td.MultivariateNormal) and _is_diagonal(p):
-        p = _as_full(p)
-    if isinstance(q, td.MultivariateNormal) and isinstance(p, td.MultivariateNormal):
+    q, p = _matched(q, p), _matched(p, q)
+    if isinstance(q, _WITH_MATRIX) and isinstance(p, _WITH_MATRIX):
         with torch.autocast(q.loc.device.type, enabled=False):  # it multiplies matrices
             return td.kl_divergence(q, p)
     try:
@@ -277,6 +277,13 @@ def _is_diagonal(d: td.Distribution) -> bool:
     )
 
 
-def _as_full(d: td.Distribution) -> td.MultivariateNormal:
-    factor = torch.diag_embed(d.stddev)
-    return td.MultivariateNormal(d.mean, scale_tril=factor, validate_args=False)
+def _matched(d: td.Distribution, other: td.Distribution) -> td.Distribution:
+    """A diagonal normal in the form of `other`, if torch lacks their divergence as they are."""
+    if _is_diagonal(d) and isinstance(other, td.MultivariateNormal):
+        factor = torch.diag_embed(d.stddev)
+        return td.MultivariateNormal(d.mean, scale_tril=factor, validate_args=False)
+    if _is_diagonal(d) and isinstance(other, td.LowRankMultivariateNormal):
+        factor = torch.zeros_like(d.mean).unsqueeze(-1)
+        with torch.autocast(d.mean.device.type, enabled=False):
+            return td.LowRankMultivariateNormal(d.mean, factor, d.variance, validate_args=False)
+    return d

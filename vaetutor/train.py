@@ -16,6 +16,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -24,8 +25,9 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from vaetutor import _checks
+from vaetutor._run import check_data, evaluating, present, seeded
 from vaetutor.data import Images
-from vaetutor.evaluate import check_data, evaluating, mean_terms, present, seeded
+from vaetutor.evaluate import mean_terms
 from vaetutor.model import AmortizedModel
 from vaetutor.objectives import ElboTerms, elbo_terms
 
@@ -56,6 +58,9 @@ class TrainConfig:
     """Step size of Adam."""
     n_samples: int = 1
     """Draws of z for each example in a step."""
+    encoder_steps: int = 0
+    """0 trains all parts together. With k >= 1 they take turns: on each batch k steps of the
+    encoder alone, then one step of everything else, each with draws of its own."""
     objective: Objective = elbo_terms
     """The bound to maximise: ``elbo_terms`` (KL in closed form), ``elbo``, ``iwae`` or yours."""
     beta: float | Callable[[float], float] = 1.0
@@ -74,6 +79,7 @@ class TrainConfig:
         _checks.count("epochs", self.epochs)
         _checks.count("batch_size", self.batch_size)
         _checks.count("n_samples", self.n_samples)
+        _checks.count("encoder_steps", self.encoder_steps, least=0)
         _checks.count("seed", self.seed, least=0)
         _checks.positive_number("learning_rate", self.learning_rate)
         if self.clip is not None:
@@ -130,11 +136,13 @@ def fit(
     config: TrainConfig | None = None,
     validation: Tensor | Images | None = None,
 ) -> History:
-    r"""Train encoder, decoder and prior together on the mean bound.
+    r"""Train encoder, decoder and prior on the mean bound, together or by turns.
 
     Each step draws a batch, evaluates ``config.objective(model, model.encoder(x), x, n_samples)``
     and takes one Adam step on minus its mean. With ``elbo_terms`` the gradient is that of
-    :math:`\mathbb{E}_q[\log p(x|z)] - \beta\, \mathrm{KL}`.
+    :math:`\mathbb{E}_q[\log p(x|z)] - \beta\, \mathrm{KL}`. Parameters with ``requires_grad`` off
+    stay as they are: with a frozen decoder and prior, the encoder alone is trained. By turns
+    (``config.encoder_steps``), figures are reported from the step of everything else.
 
     Args:
         model: a VAE or any module with ``encoder``, ``prior``, ``log_likelihood``, ``log_joint``.
@@ -183,19 +191,18 @@ def fit(
         validation = validation.to(device)
     data = x.to(device) if isinstance(x, Images) else x.detach().to(device)
     history = History(str(device))
-    n_steps = config.epochs * -(-len(data) // config.batch_size)
+    n_batches = config.epochs * -(-len(data) // config.batch_size)
+    n_steps = n_batches * (config.encoder_steps + 1)
     with (
         seeded(config.seed, device),
         evaluating(model),  # puts every part back in its mode in the end, also after an error
         _checks.disabled(),
         _progress_bar(n_steps, device, config.progress) as bar,
     ):
-        optimizer = torch.optim.Adam(
-            model.parameters(), config.learning_rate, fused=device.type in ("cpu", "cuda")
-        )
+        turns = _turns(model, config, device)
         for epoch in range(config.epochs):
             model.train()
-            row = _train_epoch(model, data, config, optimizer, epoch, bar)
+            row = _train_epoch(model, data, config, turns, epoch, bar)
             if validation is not None:
                 with seeded(VALIDATION_SEED, device):
                     row["validation_elbo"] = mean_terms(model, validation)["elbo"]
@@ -211,7 +218,7 @@ def _train_epoch(
     model: Any,  # noqa: ANN401  (an nn.Module that is also an AmortizedModel)
     data: Tensor | Images,
     config: TrainConfig,
-    optimizer: torch.optim.Optimizer,
+    turns: list[torch.optim.Optimizer],
     epoch: int,
     bar: tqdm,
 ) -> dict[str, float]:
@@ -222,15 +229,12 @@ def _train_epoch(
     for start in range(0, n, config.batch_size):
         beta = config.beta_at(epoch + start / n)
         batch = present(data, order[start : start + config.batch_size])
-        bound = config.objective(model, model.encoder(batch), batch, config.n_samples)
-        target, sums_of_batch = _target(bound, beta, len(batch))
-        optimizer.zero_grad()
-        (-target.mean()).backward()
-        if config.clip is not None:
-            nn.utils.clip_grad_norm_(model.parameters(), config.clip)
-        optimizer.step()
+        for optimizer in turns:
+            bound = config.objective(model, model.encoder(batch), batch, config.n_samples)
+            target, sums_of_batch = _target(bound, beta, len(batch))
+            _ascend(target.mean(), optimizer, config.clip)
+            bar.update()
         sums = sums + sums_of_batch
-        bar.update()
     assert isinstance(sums, Tensor)
     values = (sums / n).tolist()  # the one read of the epoch
     if len(values) == 1:
@@ -241,9 +245,48 @@ def _train_epoch(
     return {"epoch": epoch + 1, **reported, "beta": beta}
 
 
+def _turns(
+    model: nn.Module, config: TrainConfig, device: torch.device
+) -> list[torch.optim.Optimizer]:
+    """The steps of a batch, in order: the optimiser of the parameters that each one moves."""
+
+    def adam(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+        fused = device.type in ("cpu", "cuda")
+        return torch.optim.Adam(parameters, config.learning_rate, fused=fused)
+
+    if config.encoder_steps == 0:
+        return [adam(_trainable(model))]
+    ours = _trainable(model.encoder)
+    rest = [p for p in _trainable(model) if not any(p is q for q in ours)]
+    if not (ours and rest):
+        frozen = "else" if ours else "in the encoder"
+        raise ValueError(
+            f"encoder_steps = {config.encoder_steps} needs two parts to take turns, but nothing "
+            f"{frozen} is trainable: unfreeze it, or use encoder_steps=0"
+        )
+    return [adam(ours)] * config.encoder_steps + [adam(rest)]
+
+
+def _trainable(module: Any) -> list[nn.Parameter]:  # noqa: ANN401
+    return [p for p in module.parameters() if p.requires_grad]
+
+
+def _ascend(mean: Tensor, optimizer: torch.optim.Optimizer, clip: float | None) -> None:
+    """One step up, of the parameters of this optimiser and no others."""
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    optimizer.zero_grad()
+    (-mean).backward(inputs=parameters)
+    if clip is not None:
+        nn.utils.clip_grad_norm_(parameters, clip)
+    optimizer.step()
+
+
 def _name_of(objective: Objective) -> str:
-    name = getattr(objective, "__name__", "bound")
-    return name if name.isidentifier() and name not in RESERVED else "bound"
+    """The column of the history: an estimator's bound, or else the name of the function."""
+    while isinstance(objective, partial):
+        objective = objective.func
+    name = getattr(objective, "bound", getattr(objective, "__name__", "bound"))
+    return name if str(name).isidentifier() and name not in RESERVED else "bound"
 
 
 def _require_finite(model: nn.Module, row: dict[str, float], last: bool) -> None:
