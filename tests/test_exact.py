@@ -1,5 +1,7 @@
 """The exact models against scipy, quadrature, scikit-learn and published formulas."""
 
+import copy
+
 import numpy as np
 import pytest
 import scipy.stats
@@ -277,6 +279,72 @@ def test_regression_weights_are_correlated_when_inputs_are_not_centred(regressio
     centred = regression.design - torch.tensor([0.0, 3.0])
     model = BayesianLinearRegression(centred, 0.8, 1.5)
     assert model.posterior(model.sample(1)).covariance_matrix[0, 0, 1].abs() < 1e-12
+
+
+@pytest.mark.parametrize(
+    ("inputs", "noise", "prior"),
+    [((0.0, 1000.0, 50), 0.1, 1.0), ((2000.0, 2020.0, 20), 0.5, 10.0)],
+)
+def test_regression_is_right_in_float32_far_from_the_origin(inputs, noise, prior):
+    """Its evidence is a difference of numbers up to 10^9 times as large."""
+    design = torch.stack([torch.ones(inputs[2]), torch.linspace(*inputs)], dim=1)
+    model = BayesianLinearRegression(design, noise, prior)
+    x = model.sample(50)
+    wide = copy.deepcopy(model).double()
+    expected = wide.log_evidence(x.double())
+    assert model.log_evidence(x).dtype == torch.float32
+    torch.testing.assert_close(model.log_evidence(x), expected.float(), rtol=1e-6, atol=1e-6)
+    p, exact = model.posterior(x), wide.posterior(x.double())
+    assert p.mean.dtype == p.scale_tril.dtype == torch.float32
+    torch.testing.assert_close(p.mean, exact.mean.float(), rtol=1e-6, atol=0)
+    torch.testing.assert_close(p.scale_tril, exact.scale_tril.float(), rtol=1e-6, atol=0)
+    precision = design.T.double() @ design.double() / wide.noise_scale**2
+    precision = precision + torch.eye(2, dtype=torch.float64) / prior**2
+    covariance = exact.covariance_matrix[0]
+    torch.testing.assert_close(covariance @ precision, torch.eye(2).double(), rtol=0, atol=1e-5)
+
+
+def test_linear_evidence_is_right_in_float32_with_little_noise():
+    model = LinearGaussian(torch.randn(784, 20), torch.zeros(784), 0.01)
+    x = model.sample(20)
+    expected = copy.deepcopy(model).double().log_evidence(x.double())
+    torch.testing.assert_close(model.log_evidence(x), expected.float(), rtol=1e-6, atol=0)
+
+
+def test_regression_stays_exact_under_autocast(device):
+    model = BayesianLinearRegression(torch.randn(20, 3), 0.3)
+    x, z = model.sample(4), torch.randn(5, 4, 3)
+    values = lambda: (
+        model.log_evidence(x),
+        model.log_likelihood(x, z),
+        model.posterior(x).mean,
+        model.posterior(x).scale_tril,
+        mean_field(model.posterior(x)).variance,
+        mean_field_gap(model.posterior(x)),
+    )
+    wide = values()
+    with torch.autocast(device.type, torch.bfloat16):
+        narrow = values()
+    torch.testing.assert_close(narrow, wide, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        ConjugateNormal(),
+        LinearGaussian(torch.ones(3, 2), torch.zeros(3), 1.0),
+        BayesianLinearRegression(torch.ones(3, 2), 1.0),
+    ],
+    ids=lambda model: type(model).__name__,
+)
+def test_data_of_another_dtype_are_refused(model, device):
+    model = copy.deepcopy(model).to(device)
+    x = model.sample(2).double()
+    z = torch.zeros(1, 2, *model.prior().event_shape)
+    for wrong in (model.log_evidence, model.posterior, lambda x: model.log_joint(x, z)):
+        with pytest.raises(ValueError, match="x must have the dtype of the model, torch.float32"):
+            wrong(x)
+    assert model.double().log_evidence(x).dtype == torch.float64
 
 
 def test_regression_refuses_bad_parameters(regression):

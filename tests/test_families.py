@@ -158,6 +158,35 @@ def test_low_rank_normal_without_its_factor_is_the_diagonal_normal(float64):
     )
 
 
+@pytest.mark.parametrize(("size", "least", "most"), [(30, 0, 0.02), (100, 0, 0.2), (1e4, 50, 1e5)])
+def test_low_rank_normal_loses_digits_in_float32_as_documented(size, least, most):
+    lam = torch.randn(20, 50)
+    lam[:, 20:] *= size
+    family = LowRankNormal(10, 3)
+    z = family(lam.double()).sample().float()
+    exact = family(lam.double()).log_prob(z.double())
+    assert least <= (family(lam).log_prob(z) - exact).abs().max() < most
+
+
+def test_low_rank_normal_keeps_its_covariance_under_autocast(device):
+    lam, z = torch.randn(64, 20), torch.randn(64, 5)
+    wide = LowRankNormal(5, 2)(lam).log_prob(z)
+    with torch.autocast(device.type, torch.bfloat16):
+        narrow = LowRankNormal(5, 2)(lam)
+    torch.testing.assert_close(narrow.log_prob(z), wide, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("family", LATENT, ids=str)
+def test_bad_draws_are_refused_whatever_torchs_switch_says(family):
+    before = torch.distributions.Distribution._validate_args
+    try:
+        torch.distributions.Distribution.set_default_validate_args(False)
+        with pytest.raises(ValueError, match="within the support"):
+            family(torch.zeros(2, family.n_parameters)).log_prob(torch.full((2, 3), torch.nan))
+    finally:
+        torch.distributions.Distribution.set_default_validate_args(before)
+
+
 def test_low_rank_normal_learns_its_factor_but_not_from_zero(float64):
     """The KL to a correlated normal: its gradient in V is zero at V = 0, and only there."""
     family = LowRankNormal(3, 2)

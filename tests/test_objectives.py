@@ -27,6 +27,7 @@ from vaetutor import (
     log_weights,
     mlp,
 )
+from vaetutor.targets import U1
 
 BOUNDS = [elbo, iwae, lambda *args: elbo_terms(*args).elbo]
 
@@ -309,6 +310,15 @@ def test_an_encoder_that_was_not_called_is_refused():
     vae = some_vae()
     with pytest.raises(ValueError, match="call the encoder"):
         elbo(vae, vae.encoder, torch.zeros(6, 12))
+
+
+def test_a_model_in_one_piece_has_no_two_terms(float64):
+    q = diagonal(torch.zeros(2, 2), torch.ones(2, 2))
+    with pytest.raises(
+        ValueError, match=r"found Target without log_likelihood and prior: use elbo"
+    ):
+        elbo_terms(U1, q, torch.zeros(2, 1))
+    assert elbo(U1, q, torch.zeros(2, 1), 3).shape == (2,)
 
 
 def test_a_frozen_encoder_may_train_a_learned_prior():

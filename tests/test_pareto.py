@@ -54,6 +54,57 @@ def test_the_scale_of_the_weights_does_not_matter(float64):
     torch.testing.assert_close(pareto_k(log_w), pareto_k(log_w - 700.0), rtol=0, atol=1e-9)
 
 
+def outliers(*above):
+    """Weights of which a few lie so many nats above 1,000 equal ones."""
+    return torch.cat([torch.zeros(1_000), torch.tensor(above)]).unsqueeze(1)
+
+
+def test_the_worst_proposals_have_the_worst_shape(float64):
+    """Beside the largest weight the others are all the same, most often zero: nothing to fit."""
+    model = LinearGaussian(torch.randn(784, 20) / 2, torch.zeros(784), 0.1)
+    x = model.sample(3)
+    prior = td.Independent(td.Normal(torch.zeros(3, 20), 1.0), 1)
+    for log_w in (
+        log_weights(model, prior, x, 1_000),
+        1_000 * torch.randn(1_000, 3),
+        outliers(30.0),
+        outliers(*(10.0 * torch.arange(30))),
+    ):
+        assert (pareto_k(log_w) == torch.inf).all()
+
+
+def test_tails_of_equal_weights(float64):
+    """One tied column does not spoil the others, and a bounded tail that ties is no alarm."""
+    heavy = -0.9 * torch.rand(1_000, 1).log()
+    discrete = (torch.arange(1_000) % 5).unsqueeze(1).double()  # the tail is 94 equal weights
+    both = pareto_k(torch.cat([heavy, discrete, outliers(0.5)[1:]], 1))
+    assert both[0] == pareto_k(heavy) and (both[1:] == -torch.inf).all()
+
+
+def test_a_weight_of_zero_is_a_weight(float64):
+    log_w = -0.6 * torch.rand(1_000, 2).log()
+    log_w[:500] = -torch.inf
+    tiny = torch.where(log_w == -torch.inf, -1e4, log_w)
+    torch.testing.assert_close(pareto_k(log_w), pareto_k(tiny), rtol=0, atol=0)
+    log_w[:990] = -torch.inf
+    assert (pareto_k(log_w) == torch.inf).all()
+
+
+def test_a_tail_in_float32_is_seen_far_from_zero():
+    """At |log w| = 1e5 float32 has steps of 0.008 nats; this tail spans half a nat."""
+    log_w = -0.1 * torch.rand(4_000, 1).log()
+    near, far = pareto_k(log_w), pareto_k(log_w - 1e5)
+    assert 0.1 < near < 0.25 and abs(near - far) < 0.05
+
+
+def test_noise_of_the_last_digit_is_no_tail(float64):
+    for size in (0.0, 5.0, 500.0):
+        log_w = size + 2e-16 * max(size, 1.0) * torch.randn(1_000, 2)
+        assert (pareto_k(log_w) == -torch.inf).all()
+    ramp = -2e-14 * torch.linspace(0, 1, 1_000).unsqueeze(1)  # 2e-15 in the tail
+    assert pareto_k(ramp) == -torch.inf
+
+
 def test_the_exact_posterior_has_no_tail(float64):
     model = LinearGaussian(torch.randn(5, 2), torch.randn(5), 0.7)
     x = model.sample(3)
@@ -75,7 +126,9 @@ def test_gradients_and_random_state_are_left_alone(float64):
         (torch.zeros(24, 2), "at least 25 draws S, found \\(24, 2\\)"),
         (torch.zeros(100), "must have shape \\(S, B\\)"),
         (torch.zeros(100, 2, 1), "must have shape \\(S, B\\)"),
-        (torch.full((100, 2), float("-inf")), "200 values that are NaN or infinite"),
+        (torch.full((100, 2), -torch.inf), "finite somewhere in each column"),
+        (torch.tensor([torch.nan] + [0.0] * 99).unsqueeze(1), r"largest value is \[nan\]"),
+        (torch.tensor([torch.inf] + [0.0] * 99).unsqueeze(1), r"largest value is \[inf\]"),
         (torch.zeros(100, 2, dtype=torch.int64), "floating-point"),
         (np.zeros((100, 2)), "torch.Tensor"),
     ],

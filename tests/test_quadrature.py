@@ -5,6 +5,7 @@ Gauss-Hermite rule; it shares nothing with the package but the data.
 """
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -29,7 +30,7 @@ from vaetutor import (
 )
 from vaetutor.evaluate import pareto_k
 from vaetutor.model import LatentVariableModel, TwoTermModel
-from vaetutor.quadrature import EFFECTS, STANDARD_ERRORS
+from vaetutor.quadrature import EFFECTS, STANDARD_ERRORS, mass_beyond
 
 LOG_EVIDENCE = -31.311347352  # computed independently, by quadrature over tau
 Y, SE = np.array(EFFECTS), np.array(STANDARD_ERRORS)
@@ -101,6 +102,87 @@ def test_the_stated_error_covers_a_grid_that_is_too_coarse(plane, n):
     assert (off <= grid.error + 1e-12).all()
 
 
+class Density:
+    """A model that is a density of z alone, given as a function of z (S, 1, D)."""
+
+    def __init__(self, log_density):
+        self.log_density = log_density
+
+    def log_joint(self, x, z):
+        return self.log_density(z).expand(len(z), len(x))
+
+
+def unit_normal(rho):
+    covariance = torch.tensor([[1.0, rho], [rho, 1.0]])
+    return Density(td.MultivariateNormal(torch.zeros(2), covariance).log_prob)
+
+
+@pytest.mark.parametrize(("rho", "least", "most"), [(0.0, 0.8, 1.0), (0.99, 2.0, 2.6)])
+def test_the_stated_error_misses_what_lies_beyond_two_ends_at_once(float64, rho, least, most):
+    """The true error over the stated one for correlated normals, as the docstring says."""
+    grid = grid_posterior(unit_normal(rho), torch.zeros(1, 1), (-3.0,) * 2, (3.0,) * 2, 801)
+    ratio = -grid.log_evidence / grid.error
+    assert least < ratio.item() < most
+    wide = grid_posterior(unit_normal(rho), torch.zeros(1, 1), (-6.0,) * 2, (6.0,) * 2, 801)
+    assert wide.error.item() < 1e-8 and wide.log_evidence.abs().item() < 1e-8
+
+
+def test_the_mass_beyond_one_axis_does_not_depend_on_an_independent_one(float64):
+    line = Density(lambda z: td.Normal(0.0, 1.0).log_prob(z).sum(-1))
+    one = grid_posterior(line, torch.zeros(1, 1), -3.0, 3.0, 401)
+    two = grid_posterior(unit_normal(0.0), torch.zeros(1, 1), (-3.0, -8.0), (3.0, 8.0), 401)
+    expected = mass_beyond(one.log_density, one.axes, 0)
+    torch.testing.assert_close(mass_beyond(two.log_density, two.axes, 0), expected)
+
+
+def test_nothing_lies_beyond_the_end_of_a_support(float64):
+    """Gamma(4), zero to the left of 0: only the right end counts, and the left does not alarm."""
+    gamma = Density(lambda z: torch.where(z > 0, 3 * z.abs().log() - z, -torch.inf).sum(-1))
+    grid = grid_posterior(gamma, torch.zeros(1, 1), -5.0, 60.0, 2001)
+    off = (grid.log_evidence - math.log(6)).abs()
+    assert off < grid.error < 1e-7
+
+
+def test_the_ends_of_the_grid_are_not_rounded():
+    x = torch.zeros(1, 1, dtype=torch.float64)  # while the default is float32
+    (axis,) = grid_posterior(ConjugateNormal().double(), x, -6.1, 8.3).axes
+    assert (axis[0].item(), axis[-1].item()) == (-6.1, 8.3)
+
+
+def test_no_gradient_is_kept(float64):
+    scale = torch.ones(1, requires_grad=True)
+    grid = grid_posterior(
+        Density(lambda z: -(z * scale).square().sum(-1)), torch.zeros(1, 1), -6, 6
+    )
+    assert not grid.log_density.requires_grad and not grid.error.requires_grad
+
+
+def test_memory_is_bounded_by_chunk(float64):
+    sizes = []
+    model = ConjugateNormal().double()
+    count = lambda x, z: (sizes.append(len(x) * len(z)), model.log_joint(x, z))[1]
+    grid_posterior(SimpleNamespace(log_joint=count), torch.zeros(10, 1), -6.0, 6.0, chunk=100)
+    assert max(sizes) == 100
+
+
+def test_moments_stay_in_float32_under_autocast(plane, device):
+    plane = plane.float()
+    x = plane.sample(4)
+    grid = grid_posterior(plane, x, (-5.0, -5.0), (5.0, 5.0), 51)
+    with torch.autocast(device.type, torch.bfloat16):
+        narrow = grid.mean, grid.covariance
+    torch.testing.assert_close(narrow, (grid.mean, grid.covariance), rtol=0, atol=0)
+
+
+def test_the_gradient_of_a_divergence_where_p_is_zero(float64):
+    """d KL(N(m, s²) || N(0, 1/2)) / dm = 2 m; p is cut off where q has no mass to speak of."""
+    cut = Density(lambda z: torch.where(z.abs() <= 5, -z.square(), -torch.inf).sum(-1))
+    grid = grid_posterior(cut, torch.zeros(1, 1), -8.0, 8.0, 4001)
+    mean = torch.tensor([[0.7]], requires_grad=True)
+    grid.kl_from(td.Independent(td.Normal(mean, 0.05), 1)).sum().backward()
+    assert mean.grad.item() == pytest.approx(1.4, abs=1e-6)
+
+
 def test_the_stated_error_for_exponential_tails_is_the_tail(float64):
     """p(z) = e^-z / Z on z > 0 cut at 5: the mass beyond is known."""
 
@@ -149,6 +231,10 @@ def test_no_mass_is_no_contribution(line):
 def test_a_q_off_the_grid_is_refused(line):
     grid = grid_posterior(line, torch.zeros(2, 1), -6.0, 6.0)
     family = DiagonalNormal(1)
+    normal = lambda scale: td.Independent(td.Normal(torch.zeros(1, 1), scale), 1)
+    assert torch.isfinite(grid.kl_from(normal(1.15))).all()  # 1.8e-7 of it lies beyond
+    with pytest.raises(ValueError, match="q must have its mass on the grid, found 0.9999"):
+        grid.kl_from(normal(1.5))  # 6.3e-5
     for lam in ([0.0, 1.0], [5.9, 0.0], [0.01, -5.0]):  # too wide, beyond, too narrow
         with pytest.raises(ValueError, match="q must have its mass on the grid"):
             grid.kl_from(family(torch.tensor([lam, [0.0, 0.0]])))
@@ -166,6 +252,8 @@ def test_a_q_off_the_grid_is_refused(line):
         ({"n": 3}, "n must be an integer of at least 5"),
         ({"low": 6.0}, "low must be finite and below high"),
         ({"low": float("nan")}, "low must be finite"),
+        ({"low": "a"}, "low must be numbers, found 'a'"),
+        ({"high": [[1.0], 2.0]}, "high must be numbers"),
         ({"low": (-1.0, -1.0)}, "low and high must hold one number for each"),
         ({"low": (0.0,) * 3, "high": (1.0,) * 3}, "one or two latent dimensions"),
         ({"low": (-6.0, -6.0), "high": (6.0, 6.0)}, "z must have 1 latent dimensions"),
@@ -179,6 +267,11 @@ def test_bad_grids_are_refused(float64, device, options, message):
     given = {"x": torch.zeros(1, 1), "low": -6.0, "high": 6.0, **options}
     with pytest.raises(ValueError, match=message):
         grid_posterior(ConjugateNormal().double(), **{**given, "x": given["x"].to(device)})
+
+
+def test_a_function_is_not_a_model():
+    with pytest.raises(ValueError, match=r"model must have log_joint\(x, z\), found function"):
+        grid_posterior(lambda x, z: -z.square().sum(-1), torch.zeros(1, 1), -6.0, 6.0)
 
 
 def test_a_joint_density_of_another_shape_is_refused(float64):
@@ -257,37 +350,60 @@ def test_the_parametrisations_differ_by_the_jacobian(float64):
     torch.testing.assert_close(shared, expected, rtol=0, atol=0)
 
 
+def exact_moments(schools):
+    """First and second moments of mu and of the other eight, and E[mu rest], by quadrature.
+
+    Given tau, mu is normal with mean m and variance v, and theta_j = c_j mu + (1 - c_j) y_j plus
+    noise of variance tau² c_j, where c_j = SE_j² / (SE_j² + tau²).
+    """
+    grid = schools.log_tau_posterior(schools.observed)
+    tau = np.exp(grid.z.cpu().numpy())
+    total = SE**2 + tau**2
+    v = 1 / ((1 / total).sum(1, keepdims=True) + 1 / 25)
+    m = v * (Y / total).sum(1, keepdims=True)
+    slope, noise = SE**2 / total, tau * SE / np.sqrt(total)
+    level = (1 - slope) * Y
+    if not schools.centred:  # eta = (theta - mu) / tau
+        slope, noise, level = (slope - 1) / tau, noise / tau, level / tau
+    rest = level + slope * m
+    moments = m, m**2 + v, rest, rest**2 + slope**2 * v + noise**2, rest * m + slope * v
+    return [torch.as_tensor(grid.weights[0].cpu().numpy() @ moment) for moment in moments]
+
+
 def test_posterior_draws_give_the_evidence(schools):
     """E[q(z) / p(x, z)] over the exact posterior is 1 / p(x) for a density q with light tails.
 
-    It ties the draws, the joint density and the evidence together. q is a normal narrower than
-    the posterior, so the ratio has a finite variance. 200,000 draws.
+    It ties the draws, the joint density and the evidence together. q is a fixed normal narrower
+    than the posterior, so the ratio has a finite variance. 200,000 draws.
     """
     z = schools.sample_posterior(schools.observed, 200_000)
     assert z.shape == (200_000, 1, 10)
-    centre = z[:, 0].mean(0)
-    scale = 0.4 * z[:, 0].std(0)
-    if schools.centred:
-        centre[1] = 1.5  # away from the neck of the funnel, where p(x, z) is small
-    q = td.Independent(td.Normal(centre, scale), 1)
+    mu, mu2, rest, rest2, _ = exact_moments(schools)
+    log_tau = torch.tensor([1.5 if schools.centred else 1.0])  # not in the neck of the funnel
+    centre = torch.cat([mu, log_tau, rest])
+    variance = torch.cat([mu2 - mu**2, torch.ones(1), rest2 - rest**2])
+    q = td.Independent(td.Normal(centre, 0.4 * variance.sqrt()), 1)
     ratio = q.log_prob(z[:, 0]) - schools.log_joint(schools.observed, z)[:, 0]
     assert z_score((ratio + LOG_EVIDENCE).exp(), 1.0) < Z_LIMIT
 
 
 def test_posterior_draws_have_the_exact_moments(schools):
-    z = schools.sample_posterior(schools.observed, 100_000)[:, 0]
+    """A million draws: enough to see log tau shifted by half a cell, 0.01."""
+    z = schools.sample_posterior(schools.observed, 1_000_000)[:, 0]
     grid = schools.log_tau_posterior(schools.observed)
     assert z_score(z[:, 1], grid.mean.item()) < Z_LIMIT
     assert z_score((z[:, 1] - grid.mean.item()) ** 2, grid.covariance.item()) < Z_LIMIT
-    tau = grid.z[:, 0].cpu().numpy()
-    tau, weights = np.exp(tau), grid.weights[0].cpu().numpy()
-    total = SE**2 + tau[:, None] ** 2
-    precision = (1 / total).sum(1) + 1 / 25
-    mu = (Y / total).sum(1) / precision
-    assert z_score(z[:, 0], float(weights @ mu)) < Z_LIMIT
-    eta = tau[:, None] * (Y - mu[:, None]) / total
-    rest = mu[:, None] + tau[:, None] * eta if schools.centred else eta
-    assert z_score(z[:, 2:], torch.tensor(weights @ rest)) < Z_LIMIT
+    mu, rest = z[:, :1], z[:, 2:]
+    draws = mu, mu**2, rest, rest**2, rest * mu
+    for found, expected in zip(draws, exact_moments(schools), strict=True):
+        assert z_score(found, expected.to(found)) < Z_LIMIT
+
+
+def test_draws_of_log_tau_are_spread_over_their_cells(schools):
+    z = schools.sample_posterior(schools.observed, 100_000)[:, 0]
+    (axis,) = schools.log_tau_posterior(schools.observed).axes
+    cells = (z[:, 1] - axis[0]) / (axis[1] - axis[0])
+    assert z_score((cells - cells.round()) ** 2, 1 / 12) < Z_LIMIT  # uniform on (-1/2, 1/2)
 
 
 def test_draws_repeat_with_a_generator(schools, device):

@@ -60,6 +60,12 @@ def test_log_z_in_closed_form(target, log_z):
     assert abs(value - log_z) <= error + 1e-12
 
 
+def test_log_z_says_what_a_small_domain_misses():
+    small = Target("small U1", U1.log_density, ((-3.0, -3.0), (3.0, 3.0)))
+    value, error = small.log_z()
+    assert 5e-4 < U1.log_z().value - value < error < 1
+
+
 def test_log_z_of_u1_in_polar_coordinates():
     density = lambda r, a: r * np.exp(published("U1", r * np.cos(a), r * np.sin(a)))
     total, _ = scipy.integrate.dblquad(density, 0, 2 * np.pi, 0, 8, epsabs=1e-10, epsrel=1e-10)

@@ -31,6 +31,8 @@ from vaetutor.objectives import elbo_terms, log_weights
 if TYPE_CHECKING:
     import pandas as pd
 
+TIED = 1e-300  # weights closer than this, the largest being 1, would overflow the Pareto fit
+
 
 @dataclass(frozen=True)
 class LogEvidence:
@@ -222,20 +224,29 @@ def mean_terms(
 def pareto_k(log_w: Tensor) -> Tensor:
     r"""Pareto shape k-hat of importance weights: how heavy is their tail?
 
-    The largest weights, about :math:`3\sqrt{S}` of them, are fitted by a generalised Pareto
-    distribution. Its shape k says which moments the weights have: those of order below 1/k. Below
-    0.5 their variance is finite; up to 0.7 estimates smoothed by the fit are still useful in
-    practice; above it q is too far from the posterior, or too narrow, for its draws to be
-    corrected by weights. The estimate itself is noisy, and sees only the tail that was drawn.
+    The largest weights, :math:`3\sqrt{S}` of them, or S/5 up to S = 225, are fitted by a
+    generalised Pareto distribution. Its shape k says which moments the weights have: those of
+    order below 1/k. Below 0.5 their variance is finite. Up to :math:`1 - 1/\log_{10} S`, and 0.7
+    at most (0.5 at S = 100), estimates smoothed by the fit are still useful in practice; above it
+    q is too far from the posterior, or too narrow, for its draws to be corrected by weights. The
+    estimate itself is noisy, and sees only the tail that was drawn.
+
+    There is nothing to fit where the lower quarter of the tail ties with the weight below it. Then
+    a few draws carry everything, beside which the others are all the same, zero perhaps, and
+    k-hat is +inf, the worst there is; or else the tail stays within a factor of e, and k-hat is
+    -inf. Weights of discrete latent variables tie too, and +inf may then be too harsh: look at
+    the effective sample size.
 
     Args:
-        log_w: log weights (S, B), as :func:`~vaetutor.log_weights` returns them; S at least 25.
+        log_w: log weights (S, B), as :func:`~vaetutor.log_weights` returns them; S at least 25. A
+            weight may be zero, its logarithm -inf.
 
     Returns:
-        Tensor (B,), float64, on the CPU. Weights that are equal to rounding have no tail: -inf.
+        Tensor (B,), float64, on the CPU; -inf where the weights of the tail are equal to rounding.
 
     Raises:
-        ValueError: if log_w is not a finite floating-point (S, B) with S of at least 25.
+        ValueError: if log_w is not a floating-point (S, B) with S of at least 25, holds a NaN or
+            +inf, or all weights of a column are zero.
 
     Source: Vehtari et al. (2024), arXiv:1507.02646; Yao et al. (2018), arXiv:1802.02538, for its
     use on variational inference. Computed by ``arviz_stats``.
@@ -244,18 +255,30 @@ def pareto_k(log_w: Tensor) -> Tensor:
     >>> bool((pareto_k(log_w) - 0.2).abs() < 0.3)
     True
     """
-    _checks.batch("log_w", log_w)
+    with _checks.disabled():
+        _checks.batch("log_w", log_w)  # but not its values
     if log_w.ndim != 2 or len(log_w) < 25:
         raise ValueError(
             f"log_w must have shape (S, B) with at least 25 draws S, found {tuple(log_w.shape)}"
         )
     from arviz_stats.base.array import array_stats
 
-    low, high = log_w.detach().aminmax(dim=0)
-    rounding = 100 * torch.finfo(log_w.dtype).eps * torch.maximum(high.abs(), low.abs()).clamp(1)
-    uneven = (high - low > rounding).cpu()
-    k = torch.full((log_w.shape[1],), -torch.inf, dtype=torch.float64, device="cpu")
-    wide = log_w.detach().cpu().double()[:, uneven]
-    if uneven.any():
-        k[uneven] = torch.as_tensor(array_stats.psislw(-wide.numpy(), axis=0)[1], device="cpu")
+    wide = log_w.detach().cpu().double()
+    highest = wide.amax(0)
+    if not torch.isfinite(highest).all():
+        raise ValueError(
+            "log_w must be finite or -inf, and finite somewhere in each column, found columns "
+            f"whose largest value is {highest[~torch.isfinite(highest)].unique().tolist()}"
+        )
+    relative = wide - highest
+    size = int(3 * len(wide) ** 0.5) if len(wide) > 225 else len(wide) // 5
+    tail = relative.sort(dim=0).values[-size - 1 :]  # after the weight below it
+    spread = tail[-1] - tail[1]
+    tied = tail[int(size / 4 + 0.5)].exp() - tail[0].exp() < TIED
+    rounding = 10 * torch.finfo(log_w.dtype).eps * highest.abs().clamp(min=1)
+    k = torch.where(tied & (spread > 1), torch.inf, -torch.inf).double()
+    fitted = ~tied & (spread > rounding)
+    if fitted.any():
+        shapes = array_stats.psislw(-relative[:, fitted].numpy(), axis=0)[1]
+        k[fitted] = torch.as_tensor(shapes, dtype=k.dtype, device=k.device)
     return k

@@ -9,6 +9,9 @@ in :mod:`vaetutor.quadrature`.
 
 from __future__ import annotations
 
+import copy
+from typing import Self
+
 import torch
 import torch.distributions as td
 from torch import Tensor, nn
@@ -19,12 +22,17 @@ from vaetutor.quadrature import grid_posterior as grid_posterior
 
 
 class _ExactModel(nn.Module):
-    """The joint density of a model made of a prior and a likelihood."""
+    """The joint density and the evidence of a model made of a prior and a likelihood."""
+
+    _width: int  # of x
 
     def prior(self) -> td.Distribution:
         raise NotImplementedError
 
     def log_likelihood(self, x: Tensor, z: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def posterior(self, x: Tensor) -> td.Distribution:
         raise NotImplementedError
 
     def log_joint(self, x: Tensor, z: Tensor) -> Tensor:
@@ -38,17 +46,51 @@ class _ExactModel(nn.Module):
             Tensor (S, B), nats.
 
         Raises:
-            ValueError: if x is empty, not finite, of another width, or z holds draws for another
-                number of rows.
+            ValueError: if x is empty, not finite, of another width or dtype, or z holds draws for
+                another number of rows.
         """
         return self.log_likelihood(x, z) + self.prior().log_prob(z)
 
-    @staticmethod
-    def _check(x: Tensor, width: int) -> None:
+    def log_evidence(self, x: Tensor) -> Tensor:
+        r"""Evidence, by Bayes' rule at the posterior mean.
+
+        .. math:: \log p(x) = \log p(x, z) - \log p(z \mid x) \quad \text{for every } z.
+
+        There the residuals are small. The density of x with its own covariance takes a difference
+        of large numbers instead, of which little is left in float32. It runs in float64 inside.
+
+        Args:
+            x: observations (B, d).
+
+        Returns:
+            Tensor (B,), nats, in the dtype of x.
+
+        Raises:
+            ValueError: if x is empty, not finite, or of another width or dtype.
+        """
+        self._check(x)
+        wide = self._in_float64()
+        x_wide = x.to(next(wide.buffers()))
+        p = wide.posterior(x_wide)
+        z = p.mean.unsqueeze(0)
+        return (wide.log_joint(x_wide, z) - p.log_prob(z)).squeeze(0).to(x)
+
+    def _in_float64(self) -> Self:
+        """A copy in float64, on the CPU if the device has none."""
+        on_mps = next(self.buffers()).device.type == "mps"
+        return copy.deepcopy(self).to("cpu" if on_mps else None, torch.float64)
+
+    def _check(self, x: Tensor) -> None:
         _checks.batch("x", x)
-        if x.ndim != 2 or x.shape[1] != width:
+        if x.ndim != 2 or x.shape[1] != self._width:
             raise ValueError(
-                f"x must have shape (B, {width}) for this model, found {tuple(x.shape)}"
+                f"x must have shape (B, {self._width}) for this model, found {tuple(x.shape)}"
+            )
+        dtype = next(self.buffers()).dtype
+        if x.dtype != dtype:
+            raise ValueError(
+                f"x must have the dtype of the model, {dtype}, found {x.dtype}: convert one of "
+                "them, for instance by model.double()"
             )
 
     def _check_draws(self, x: Tensor, z: Tensor) -> None:
@@ -64,6 +106,12 @@ def _standard_normal(
     shape: tuple[int, ...], like: Tensor, generator: torch.Generator | None
 ) -> Tensor:
     return torch.randn(shape, generator=generator, dtype=like.dtype, device=like.device)
+
+
+def _normal(mean: Tensor, factor: Tensor) -> td.MultivariateNormal:
+    """Normals with means (B, D) and one Cholesky factor (D, D) for all of them."""
+    factor = factor.expand(len(mean), *factor.shape)
+    return td.MultivariateNormal(mean, scale_tril=factor, validate_args=False)
 
 
 class LinearGaussian(_ExactModel):
@@ -105,6 +153,7 @@ class LinearGaussian(_ExactModel):
                 f"{weight.dtype} and {mean.dtype}"
             )
         _checks.positive_number("noise_scale", float(noise_scale))
+        self._width = len(mean)
         self.register_buffer("weight", weight.detach().clone())
         self.register_buffer("mean", mean.detach().clone())
         self.register_buffer("noise_scale", torch.as_tensor(noise_scale).to(weight))
@@ -165,39 +214,24 @@ class LinearGaussian(_ExactModel):
 
         Raises a ValueError as ``log_joint`` does.
         """
-        self._check(x, len(self.mean))
+        self._check(x)
         self._check_draws(x, z)
         with torch.autocast(x.device.type, enabled=False):
             mean = z @ self.weight.T + self.mean
         return td.Normal(mean, self.noise_scale, validate_args=False).log_prob(x).sum(-1)
 
-    def log_evidence(self, x: Tensor) -> Tensor:
-        r"""Return :math:`\log p(x)`, (N,), nats, for x (N, d); the cost grows with d, not d³.
-
-        Raises a ValueError if x is empty, not finite or of another width.
-        """
-        self._check(x, len(self.mean))
-        variance = self.noise_scale.square().expand_as(self.mean)
-        with torch.autocast(x.device.type, enabled=False):
-            marginal = td.LowRankMultivariateNormal(
-                self.mean, self.weight, variance, validate_args=False
-            )
-            return marginal.log_prob(x)
-
     def posterior(self, x: Tensor) -> td.MultivariateNormal:
         r"""Return :math:`p(z \mid x)`, batch shape (N,), event shape (q,), for x (N, d).
 
-        Raises a ValueError if x is empty, not finite or of another width.
+        Raises a ValueError if x is empty, not finite, or of another width or dtype.
         """
-        self._check(x, len(self.mean))
-        variance = self.noise_scale.square()
-        eye = torch.eye(self.weight.shape[1], dtype=self.weight.dtype, device=self.weight.device)
-        with torch.autocast(x.device.type, enabled=False):
-            m = self.weight.T @ self.weight + variance * eye
-            mean = torch.linalg.solve(m, self.weight.T @ (x - self.mean).T).T
-            factor = torch.linalg.cholesky(variance * torch.linalg.inv(m))
-        factor = factor.expand(len(x), *factor.shape)
-        return td.MultivariateNormal(mean, scale_tril=factor, validate_args=False)
+        self._check(x)
+        wide = self._in_float64()
+        variance = wide.noise_scale.square()
+        m = wide.weight.T @ wide.weight + variance * torch.ones_like(wide.weight[0]).diag()
+        mean = torch.linalg.solve(m, wide.weight.T @ (x.to(wide.mean) - wide.mean).T).T
+        factor = torch.linalg.cholesky(variance * torch.linalg.inv(m))
+        return _normal(mean.to(x), factor.to(x))
 
     def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
         """Draw n observations, shape (n, d). Raises a ValueError for n < 1."""
@@ -233,6 +267,7 @@ class ConjugateNormal(_ExactModel):
 
     def __init__(self, prior_scale: float = 1.0, noise_scale: float = 1.0) -> None:
         super().__init__()
+        self._width = 1
         _checks.positive_number("prior_scale", prior_scale)
         _checks.positive_number("noise_scale", noise_scale)
         self.register_buffer("prior_scale", torch.tensor([float(prior_scale)]))
@@ -248,25 +283,16 @@ class ConjugateNormal(_ExactModel):
 
         Raises a ValueError as ``log_joint`` does.
         """
-        self._check(x, 1)
+        self._check(x)
         self._check_draws(x, z)
         return td.Normal(z, self.noise_scale, validate_args=False).log_prob(x).sum(-1)
-
-    def log_evidence(self, x: Tensor) -> Tensor:
-        r"""Return :math:`\log p(x)`, (N,), nats, for x (N, 1).
-
-        Raises a ValueError if x is empty, not finite or of another width.
-        """
-        self._check(x, 1)
-        scale = torch.hypot(self.prior_scale, self.noise_scale)
-        return td.Normal(torch.zeros_like(scale), scale, validate_args=False).log_prob(x).sum(-1)
 
     def posterior(self, x: Tensor) -> td.Independent:
         r"""Return :math:`p(z \mid x)`, batch shape (N,), event shape (1,), for x (N, 1).
 
-        Raises a ValueError if x is empty, not finite or of another width.
+        Raises a ValueError if x is empty, not finite, or of another width or dtype.
         """
-        self._check(x, 1)
+        self._check(x)
         total = self.prior_scale.square() + self.noise_scale.square()
         mean = x * self.prior_scale.square() / total
         scale = (self.prior_scale * self.noise_scale / total.sqrt()).expand_as(mean)
@@ -311,6 +337,7 @@ class BayesianLinearRegression(_ExactModel):
             raise ValueError(f"design must have shape (n, D), found {tuple(design.shape)}")
         _checks.positive_number("noise_scale", noise_scale)
         _checks.positive_number("prior_scale", prior_scale)
+        self._width = len(design)
         self.register_buffer("design", design.detach().clone())
         self.register_buffer("noise_scale", design.new_tensor(noise_scale))
         self.register_buffer("prior_scale", design.new_tensor(prior_scale))
@@ -325,41 +352,26 @@ class BayesianLinearRegression(_ExactModel):
 
         Raises a ValueError as ``log_joint`` does.
         """
-        self._check(x, len(self.design))
+        self._check(x)
         self._check_draws(x, z)
         with torch.autocast(x.device.type, enabled=False):
             mean = z @ self.design.T
         normal = td.Normal(mean, self.noise_scale, validate_args=False)
         return normal.log_prob(x).sum(-1)
 
-    def log_evidence(self, x: Tensor) -> Tensor:
-        r"""Return :math:`\log p(x)`, (B,), nats, for x (B, n).
-
-        Raises a ValueError if x is empty, not finite or of another width.
-        """
-        self._check(x, len(self.design))
-        variance = self.noise_scale.square().expand(len(self.design))
-        factor = self.prior_scale * self.design
-        with torch.autocast(x.device.type, enabled=False):
-            marginal = td.LowRankMultivariateNormal(
-                torch.zeros_like(variance), factor, variance, validate_args=False
-            )
-            return marginal.log_prob(x)
-
     def posterior(self, x: Tensor) -> td.MultivariateNormal:
         r"""Return :math:`p(z \mid x)`, batch shape (B,), event shape (D,), for x (B, n).
 
-        Raises a ValueError if x is empty, not finite or of another width.
+        Raises a ValueError if x is empty, not finite, or of another width or dtype.
         """
-        self._check(x, len(self.design))
-        unit = torch.ones_like(self.design[0]).diag()
-        with torch.autocast(x.device.type, enabled=False):
-            scaled = self.design / self.noise_scale
-            precision = scaled.T @ scaled + unit / self.prior_scale.square()
-            mean = torch.linalg.solve(precision, scaled.T @ (x / self.noise_scale).T).T
-            return td.MultivariateNormal(
-                mean, precision_matrix=precision.expand(len(x), -1, -1), validate_args=False
-            )
+        self._check(x)
+        wide = self._in_float64()
+        scaled = wide.design / wide.noise_scale
+        unit = torch.ones_like(scaled[0]).diag()
+        precision = scaled.T @ scaled + unit / wide.prior_scale.square()
+        mean = torch.linalg.solve(precision, scaled.T @ (x.to(scaled) / wide.noise_scale).T).T
+        one = td.MultivariateNormal(mean[0], precision_matrix=precision, validate_args=False)
+        return _normal(mean.to(x), one.scale_tril.to(x))
 
     def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
         """Draw n response vectors, each with weights of its own, shape (n, rows of the design).
@@ -409,7 +421,8 @@ def mean_field_gap(p: td.MultivariateNormal) -> Tensor:
         p: multivariate normal with batch shape (B,).
 
     Returns:
-        Tensor (B,), nats. Zero exactly when the covariance of p is diagonal.
+        Tensor (B,), nats. Zero exactly when the covariance of p is diagonal; rounding in float32
+        may then leave some 1e-6 on either side.
 
     Raises:
         ValueError: if p is not a multivariate normal.
@@ -421,5 +434,4 @@ def mean_field_gap(p: td.MultivariateNormal) -> Tensor:
 def _precision_diagonal(p: td.MultivariateNormal) -> Tensor:
     if not isinstance(p, td.MultivariateNormal):
         raise ValueError(f"p must be a MultivariateNormal, found {type(p).__name__}")
-    with torch.autocast(p.loc.device.type, enabled=False):
-        return p.precision_matrix.diagonal(dim1=-2, dim2=-1)
+    return p.precision_matrix.diagonal(dim1=-2, dim2=-1)

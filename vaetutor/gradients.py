@@ -34,7 +34,7 @@ from vaetutor import _checks
 from vaetutor.model import LatentVariableModel
 from vaetutor.objectives import _draw_z, draw
 
-Target = LatentVariableModel | Callable[[Tensor], Tensor]
+Integrand = LatentVariableModel | Callable[[Tensor], Tensor]
 """A model with ``log_joint(x, z)``, or a function of z, (S, B, D) to (S, B)."""
 
 Baseline = Callable[[Tensor], Tensor] | str | None
@@ -42,7 +42,7 @@ Baseline = Callable[[Tensor], Tensor] | str | None
 
 
 def pathwise(
-    target: Target, q: td.Distribution, x: Tensor | None = None, n_samples: int = 1
+    target: Integrand, q: td.Distribution, x: Tensor | None = None, n_samples: int = 1
 ) -> Tensor:
     r"""Reparameterised gradient: differentiate through the draw.
 
@@ -81,7 +81,7 @@ def pathwise(
 
 
 def score_function(
-    target: Target,
+    target: Integrand,
     q: td.Distribution,
     x: Tensor | None = None,
     n_samples: int = 1,
@@ -130,10 +130,11 @@ def score_function(
         z = _draw_z(q, n_samples).detach()  # a new tensor: no transform has its inverse cached
     log_q = q.log_prob(z)
     f = _integrand(target, x, z, log_q.detach())
-    advantage = f.detach() - _baseline(baseline, f.detach(), x)
-    # The square has a gradient only in the parameters of a learned baseline.
-    surrogate = f + advantage.detach() * log_q - 0.5 * advantage.square()
-    return (f.detach() + _gradient_only(surrogate)).mean(0)
+    b = _baseline(baseline, f.detach(), x)
+    surrogate = f + (f - b).detach() * log_q
+    if b.requires_grad:
+        surrogate = surrogate - 0.5 * (f.detach() - b).square()
+    return _with_gradient(f, surrogate).mean(0)
 
 
 def sticking_the_landing(
@@ -170,14 +171,14 @@ def sticking_the_landing(
         )
     z, log_q = draw(q, n_samples)
     log_w = _integrand(target, x, z, log_q)
-    return (log_w + _gradient_only(q.log_prob(z.detach()))).mean(0)
+    return _with_gradient(log_w, log_w + q.log_prob(z.detach())).mean(0)
 
 
 for _estimator in (pathwise, score_function, sticking_the_landing):
     _estimator.bound = "elbo"  # type: ignore[attr-defined]  # what a training history calls it
 
 
-def _integrand(target: Target, x: Tensor | None, z: Tensor, log_q: Tensor) -> Tensor:
+def _integrand(target: Integrand, x: Tensor | None, z: Tensor, log_q: Tensor) -> Tensor:
     """log p(x, z) - log q(z) of a model, or f(z), shape (S, B)."""
     if not isinstance(target, LatentVariableModel):
         if not callable(target):
@@ -187,16 +188,19 @@ def _integrand(target: Target, x: Tensor | None, z: Tensor, log_q: Tensor) -> Te
             )
         return _tensor("f(z)", target(z), z.shape[:2])
     if x is None:
-        raise ValueError("x must hold the observations of the model, found None")
+        raise ValueError(
+            "x must hold the observations of the model, found None: a density without any, such "
+            "as those in vaetutor.targets, takes torch.zeros(B, 1)"
+        )
     _checks.batch("x", x)
     _checks.draws(x, z)
     return _tensor("log_joint(x, z)", target.log_joint(x, z), z.shape[:2]) - log_q
 
 
-def _baseline(baseline: Baseline, f: Tensor, x: Tensor | None) -> Tensor | float:
+def _baseline(baseline: Baseline, f: Tensor, x: Tensor | None) -> Tensor:
     """What to subtract from f (S, B): 0, the mean of the other draws, or b(x)."""
     if baseline is None:
-        return 0.0
+        return torch.zeros_like(f)
     if baseline == "leave_one_out":
         if len(f) < 2:
             raise ValueError(
@@ -223,9 +227,11 @@ def _tensor(name: str, value: Any, shape: tuple[int, ...]) -> Tensor:  # noqa: A
     return value
 
 
-def _gradient_only(surrogate: Tensor) -> Tensor:
-    """Zero, with the gradient of `surrogate`."""
-    return surrogate - surrogate.detach()
+def _with_gradient(value: Tensor, surrogate: Tensor) -> Tensor:
+    """The `value`, also where it is infinite, with the gradient of the finite `surrogate`."""
+    finite = torch.isfinite(surrogate.detach())
+    change = torch.where(finite, surrogate - surrogate.detach(), 0.0)
+    return value.detach() + change
 
 
 @dataclass(frozen=True)
@@ -262,7 +268,8 @@ def gradient_moments(
     torch's global random state; no ``.grad`` is touched.
 
     Args:
-        estimator: ``(target, q, x, n_samples)`` to values (B,), with no mixing of rows.
+        estimator: ``(target, q, x, n_samples)`` to values (B,). Neither it nor the family may mix
+            rows, as batch normalisation does: rows would not be replicates any more.
         target: a model or a function, as the estimator takes it.
         family: maps λ (R, P) to a distribution with batch shape (R,).
         lam: λ, shape (P,).
@@ -275,7 +282,8 @@ def gradient_moments(
         A :class:`GradientMoments`, in the dtype and on the device of λ.
 
     Raises:
-        ValueError: for a λ that is not a vector, an x that is not one row, or counts too small.
+        ValueError: for a λ that is not a vector, an x that is not one row, counts too small, or
+            an estimator that does not give one value a row with a gradient in λ.
 
     Source of the standard error: Cramér (1946), Mathematical methods of statistics, chapter 27.
 
@@ -298,7 +306,9 @@ def gradient_moments(
         rows = lam.detach().expand(n, -1).clone().requires_grad_()
         with torch.enable_grad():
             shown = None if x is None else x.expand(n, *x.shape[1:])
-            value = estimator(target, family(rows), shown, n_samples)
+            value = _tensor("the value", estimator(target, family(rows), shown, n_samples), (n,))
+            if not value.requires_grad:
+                raise ValueError("the value must depend on lam, found no gradient in it")
             parts += torch.autograd.grad(value.sum(), rows)
     return _moments(torch.cat(parts))
 

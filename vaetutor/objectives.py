@@ -167,10 +167,16 @@ def elbo_terms(
         ``.kl_is_exact``: False where the KL came from the draws.
 
     Raises:
-        ValueError: as :func:`log_weights`.
+        ValueError: as :func:`log_weights`, or if the model comes in one piece, ``log_joint``.
 
     Source: Kingma and Welling (2014), arXiv:1312.6114, equations 3 and 7.
     """
+    missing = [name for name in ("log_likelihood", "prior") if not hasattr(model, name)]
+    if missing:
+        raise ValueError(
+            f"model must have log_likelihood(x, z) and prior(), found {type(model).__name__} "
+            f"without {' and '.join(missing)}: use elbo, which needs log_joint(x, z) only"
+        )
     z = _draw_z(q, n_samples)
     _checks.batch("x", x)
     _checks.draws(x, z)

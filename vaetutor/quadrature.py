@@ -52,16 +52,25 @@ class GridPosterior:
     @property
     def mean(self) -> Tensor:
         """E[z|x], (B, D), in the unit of z."""
-        return self.weights @ self.z
+        with torch.autocast(self.log_density.device.type, enabled=False):
+            return self.weights @ self.z
 
     @property
     def covariance(self) -> Tensor:
         """Cov[z|x], (B, D, D)."""
         centred = self.z - self.mean.unsqueeze(1)
-        return torch.einsum("bg,bgi,bgj->bij", self.weights, centred, centred)
+        with torch.autocast(self.log_density.device.type, enabled=False):
+            return torch.einsum("bg,bgi,bgj->bij", self.weights, centred, centred)
 
     def kl_from(self, q: td.Distribution) -> Tensor:
         r"""Reverse divergence :math:`\mathrm{KL}(q \,\|\, p(z \mid x))`, by the same grid.
+
+        The check of its mass keeps gross mistakes out; it does not bound the error. Where the log
+        ratio is of ordinary size, a normal q that just passes, 0.87 spacings wide or cut 4.9
+        standard deviations from its mean, costs about 1e-5; from 1.2 spacings and 7 standard
+        deviations on the error is below 1e-9. A narrower q may be placed so that its sum happens
+        to be 1. For a q with heavy tails the little mass beyond the grid may carry much of the
+        divergence, and the result is too small.
 
         Args:
             q: distribution with batch shape (B,), or () for one that serves every x, and event
@@ -118,9 +127,14 @@ def grid_posterior(
     with the cells :math:`c_g` of the trapezoidal rule. The stated error of the log evidence is the
     sum of two estimates: how much it changes when every second point of an axis is left out, which
     for a smooth posterior is far more than the error that remains, and the mass beyond each end of
-    the grid, found by continuing the marginal there as an exponential (an upper bound for
-    log-concave tails). It is infinite where a marginal does not fall towards an end. A peak that
-    no grid point meets leaves no trace in it.
+    the grid, found by continuing the marginal there as an exponential. That is an upper bound for
+    log-concave tails of one latent number. Heavier tails hold more: for a Cauchy density on
+    :math:`\pm 20` the true error is twice the stated one. So do two latent numbers that correlate,
+    since each marginal is taken over the other axis as far as the grid goes, and what lies beyond
+    both at once is not counted: 2.3 times for unit normals with correlation 0.99 on
+    :math:`\pm 3`, and more for a stronger one. Widen the grid until the stated error is far below
+    what matters. It is infinite where a marginal does not fall towards an end, and a marginal of
+    zero at an end has nothing beyond. A peak that no grid point meets leaves no trace in it.
 
     Args:
         model: anything with ``log_joint(x, z)`` that takes z (S, 1, D), D = 1 or 2.
@@ -135,8 +149,9 @@ def grid_posterior(
         A :class:`GridPosterior`, without gradient.
 
     Raises:
-        ValueError: if x is empty or not finite, low and high do not fit, n is even or too small,
-            or the model gives a NaN, or no mass at all on the grid.
+        ValueError: if the model has no ``log_joint``, x is empty or not finite, low and high do
+            not fit, n is even or too small, or the model gives a NaN, or no mass at all on the
+            grid.
 
     Cost: n^D evaluations of the joint density for each x.
 
@@ -146,6 +161,8 @@ def grid_posterior(
     >>> (grid.log_evidence - model.log_evidence(x)).abs() < 1e-12
     tensor([True])
     """
+    if not isinstance(model, LatentVariableModel):
+        raise ValueError(f"model must have log_joint(x, z), found {type(model).__name__}")
     _checks.batch("x", x)
     axes = _axes(x, low, high, n)
     log_joint = _evaluate(model, x, axes, _checks.count("chunk", chunk))
@@ -167,7 +184,7 @@ def _axes(
 ) -> tuple[Tensor, ...]:
     if _checks.count("n", n, least=5) % 2 == 0:
         raise ValueError(f"n must be odd, so that every second point makes a grid, found {n}")
-    ends = torch.atleast_1d(torch.as_tensor(low)), torch.atleast_1d(torch.as_tensor(high))
+    ends = _ends("low", low), _ends("high", high)
     if ends[0].shape != ends[1].shape or ends[0].ndim != 1 or len(ends[0]) not in (1, 2):
         raise ValueError(
             "low and high must hold one number for each of one or two latent dimensions, found "
@@ -177,6 +194,13 @@ def _axes(
         raise ValueError(f"low must be finite and below high, found {low} and {high}")
     pairs = zip(ends[0].tolist(), ends[1].tolist(), strict=True)
     return tuple(torch.linspace(a, b, n, dtype=x.dtype, device=x.device) for a, b in pairs)
+
+
+def _ends(name: str, value: float | Sequence[float]) -> Tensor:
+    try:
+        return torch.atleast_1d(torch.as_tensor(value, dtype=torch.float64, device="cpu"))
+    except (TypeError, ValueError):
+        raise ValueError(f"{name} must be numbers, found {value!r}") from None
 
 
 @torch.no_grad()
@@ -210,7 +234,7 @@ def _log_integral(log_f: Tensor, axes: tuple[Tensor, ...]) -> Tensor:
 
 def _expected(mass: Tensor, value: Tensor) -> Tensor:
     """Sum of mass times value, (B,), where no mass counts as nothing: 0 times infinity is 0."""
-    return torch.where(mass > 0, mass * value, 0.0).sum(1)
+    return (mass * torch.where(mass > 0, value, 0.0)).sum(1)  # so is 0 times its gradient
 
 
 def halving_error(log_f: Tensor, axes: tuple[Tensor, ...]) -> Tensor:
@@ -228,7 +252,7 @@ def halving_error(log_f: Tensor, axes: tuple[Tensor, ...]) -> Tensor:
 
 def mass_beyond(log_density: Tensor, axes: tuple[Tensor, ...], axis: int) -> Tensor:
     """Mass beyond both ends of one axis, (B,), the marginal there continued as an
-    exponential through its last two points.
+    exponential through its last two points; none where it is zero at the end.
 
     Args:
         log_density: normalised log-density on the grid, (B, n) or (B, n, n).
@@ -242,7 +266,8 @@ def mass_beyond(log_density: Tensor, axes: tuple[Tensor, ...], axis: int) -> Ten
     step = axes[axis][1] - axes[axis][0]
     log_end, log_inner = log_marginal[:, [0, -1]], log_marginal[:, [1, -2]]
     tail = log_end.exp() * step / (log_inner - log_end)
-    return torch.where(log_end < log_inner, tail, torch.inf).sum(1)
+    tail = torch.where(log_end < log_inner, tail, torch.inf)
+    return torch.where(log_end == -torch.inf, 0.0, tail).sum(1)
 
 
 EFFECTS = (28.0, 8.0, -3.0, 7.0, -1.0, 1.0, 18.0, 12.0)
