@@ -780,6 +780,13 @@ MUTANTS = [
         "factor, scale.square()",
         "families",
     ),
+    Mutant(
+        "the bar forgets the turns of the encoder",
+        "train",
+        "n_steps = n_batches * (config.encoder_steps + 1)",
+        "n_steps = n_batches",
+        "train",
+    ),
 ]
 
 

@@ -180,6 +180,25 @@ def test_the_rule_is_the_documented_one(linear):
     assert torch.equal(unfinished.lam[rested], found.lam[rested])
 
 
+def test_smaller_steps_and_more_draws_find_a_narrow_posterior(float64):
+    """As the documentation advises; with the defaults this search stops early."""
+    model = LinearGaussian(torch.randn(8, 4), torch.randn(8), 0.03)
+    x = model.sample(10)
+    p, lost = model.posterior(x), []
+    for options in ({}, {"learning_rate": 0.01, "n_samples": 64, "steps": 3000}):
+        found = refine(model, DiagonalNormal(4), x, **options)
+        lost.append((kl(found.q, p) - mean_field_gap(p)).mean())
+    assert lost[0] > 1 and lost[1] < 0.1
+
+
+def test_inference_mode_of_the_caller_is_no_obstacle(linear):
+    x = linear.sample(3)
+    expected = refine(linear, DiagonalNormal(4), x, steps=10).lam
+    with torch.inference_mode():
+        found = refine(linear, DiagonalNormal(4), x.clone(), steps=10).lam
+    assert torch.equal(found, expected) and not found.is_inference()
+
+
 def test_learning_rates_fall_by_four(linear):
     """With constant gradients Adam moves by its rate: 50 steps each of 1, 1/4, 1/16 and 1/64."""
     slope = torch.tensor([1e-9, 1.0])

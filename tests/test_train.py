@@ -1,5 +1,6 @@
 """Training against closed-form optima, and the promises that `fit` makes."""
 
+import io
 import math
 from functools import partial
 
@@ -7,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
+from tqdm import tqdm
 
 from vaetutor import (
     VAE,
@@ -153,6 +155,18 @@ def test_in_turns_one_part_moves_and_the_other_rests(device):
         moved = [not torch.equal(a, b) for a, b in zip(before, after, strict=True)]
         assert moved == ([False, True] if step % 4 == 3 else [True, False]), step
         assert torch.equal(x, seen[4 * (step // 4)][1])  # one batch until all have had their turn
+
+
+def test_the_bar_counts_every_turn(device, monkeypatch):
+    bars = []
+
+    def counted(n_steps, *args):
+        bars.append((n_steps, tqdm(total=n_steps, disable=False, file=io.StringIO())))
+        return bars[-1][1]
+
+    monkeypatch.setattr("vaetutor.train._progress_bar", counted)
+    fit(some_vae(), bits(), config(device, encoder_steps=2, epochs=2, batch_size=25))
+    assert [(n, bar.n) for n, bar in bars] == [(2 * 2 * 3, 2 * 2 * 3)]
 
 
 def test_each_turn_has_its_own_draws(device):

@@ -53,7 +53,8 @@ class Refined:
     steps: int
     """Gradient steps taken, at most the number allowed."""
     converged: Tensor
-    """Whether the stopping rule was met, (B,), boolean."""
+    """Whether the stopping rule was met, (B,), boolean: the bound had levelled off, which need not
+    be at the optimum, see :func:`refine`."""
     trace: Tensor
     """Bounds after 0, 50, 100, ... and `steps` steps, (n, B), nats, all by the same draws."""
 
@@ -81,6 +82,13 @@ def refine(
     steps has levelled off, and its learning rate is divided by 4. After the fourth time, at
     :math:`\eta / 64`, it has converged and rests; when all rows rest the search ends. A row that
     ends below its start, by these draws, keeps its start. Rows share the noise and nothing else.
+
+    The defaults suit posteriors whose scales are not far below 1, the scale of the start. Where
+    they are as small as the steps η or smaller, noise looks like a level bound and the search
+    stops early: lower the learning rate and raise n_samples, and see whether the bound rises.
+
+    The search climbs to the optimum that its start leads to. Where the posterior may have several
+    modes, refine from several starts and keep the best.
 
     Args:
         model: anything the objective accepts; it is used in eval mode, and neither its parameters
@@ -116,8 +124,14 @@ def refine(
     _check_objective(model, objective)
     x = _check_rows(model, x)
     lam = _check_start(family, x, start)
-    bound = _Bound(model, family, x, objective, n_samples, seed)
-    with seeded(seed, x.device), evaluating(model), evaluating(family):
+    with (
+        torch.inference_mode(False),  # gradients are needed, whatever the caller is doing
+        seeded(seed, x.device),
+        evaluating(model),
+        evaluating(family),
+    ):
+        x, lam = x.clone(), lam.clone()
+        bound = _Bound(model, family, x, objective, n_samples, seed)
         bound.gradient(lam)  # values are checked here, not in every step
         with _checks.disabled():
             lam, taken, converged, trace = _search(bound, lam, steps, learning_rate, tolerance)
@@ -315,7 +329,7 @@ def inference_gaps(
     Both bounds are means of log weights, drawn with the same noise, so that the difference of two
     close ones is known better than either. Where the model has ``posterior`` and ``log_evidence``
     and the divergence is in closed form, no draws are needed: a bound is the evidence less the
-    divergence.
+    divergence; a `reference` would then only get in their way.
 
     A :math:`\lambda^*` that is not quite optimal moves the two gaps by the same amount, the
     approximation gap up and the amortisation gap down.

@@ -380,7 +380,7 @@ def contours(
         mass: the shares, each inside (0, 1).
         label: name in the legend.
         colour: of the curves, or of the areas.
-        style: dash of the curves, as for :meth:`matplotlib.axes.Axes.plot`.
+        style: dash of the curves, as in ``ax.plot``.
         filled: shade the areas inside the curves, darker further in, and draw no curves.
 
     Returns:

@@ -382,7 +382,7 @@ class EightSchools(nn.Module):
             generator: source of randomness, by default torch's global one.
 
         Returns:
-            Tensor (n, 1, 10), in the coordinates of the model: z as :meth:`log_joint` takes it.
+            Tensor (n, 1, 10), z as :meth:`log_joint` takes it, in the coordinates of the model.
 
         Raises:
             ValueError: for an x that is not a finite (1, 8), or n < 1.
