@@ -362,23 +362,24 @@ MUTANTS = [
         "evaluate",
     ),
     Mutant(
-        "half-precision draws of a full normal",
+        "half-precision draws of a normal with a matrix",
         "families",
-        '    """A multivariate normal whose products stay in full precision under autocast."""\n\n'
-        "    def rsample(self, sample_shape: torch.types._size = torch.Size()) -> Tensor:"
-        "  # noqa: B008\n"
-        "        with torch.autocast(self.loc.device.type, enabled=False):",
-        "    def rsample(self, sample_shape=torch.Size()):\n        if True:",
+        "            return super().rsample(sample_shape)",
+        "            pass\n        return super().rsample(sample_shape)",
         "families",
     ),
     Mutant(
-        "half-precision draws of a low-rank normal",
+        "a full normal without the guard of its products",
         "families",
-        '    """A low-rank normal whose products stay in full precision under autocast."""\n\n'
-        "    def rsample(self, sample_shape: torch.types._size = torch.Size()) -> Tensor:"
-        "  # noqa: B008\n"
-        "        with torch.autocast(self.loc.device.type, enabled=False):",
-        "    def rsample(self, sample_shape=torch.Size()):\n        if True:",
+        "class _MultivariateNormal(_FullPrecision, td.MultivariateNormal):",
+        "class _MultivariateNormal(td.MultivariateNormal):",
+        "families",
+    ),
+    Mutant(
+        "a low-rank normal without the guard of its products",
+        "families",
+        "class _LowRankMultivariateNormal(_FullPrecision, td.LowRankMultivariateNormal):",
+        "class _LowRankMultivariateNormal(td.LowRankMultivariateNormal):",
         "families",
     ),
     Mutant(

@@ -137,8 +137,10 @@ class DiagonalNormal(_Family):
         return f"{self.dim}"
 
 
-class _MultivariateNormal(td.MultivariateNormal):
-    """A multivariate normal whose products stay in full precision under autocast."""
+class _FullPrecision(td.Distribution):
+    """Keeps the matrix products of a distribution in full precision under autocast."""
+
+    loc: Tensor
 
     def rsample(self, sample_shape: torch.types._size = torch.Size()) -> Tensor:  # noqa: B008
         with torch.autocast(self.loc.device.type, enabled=False):
@@ -147,6 +149,10 @@ class _MultivariateNormal(td.MultivariateNormal):
     def log_prob(self, value: Tensor) -> Tensor:
         with torch.autocast(self.loc.device.type, enabled=False):
             return super().log_prob(value)
+
+
+class _MultivariateNormal(_FullPrecision, td.MultivariateNormal):
+    pass
 
 
 class FullNormal(_Family):
@@ -194,16 +200,8 @@ class FullNormal(_Family):
         return f"{self.dim}"
 
 
-class _LowRankMultivariateNormal(td.LowRankMultivariateNormal):
-    """A low-rank normal whose products stay in full precision under autocast."""
-
-    def rsample(self, sample_shape: torch.types._size = torch.Size()) -> Tensor:  # noqa: B008
-        with torch.autocast(self.loc.device.type, enabled=False):
-            return super().rsample(sample_shape)
-
-    def log_prob(self, value: Tensor) -> Tensor:
-        with torch.autocast(self.loc.device.type, enabled=False):
-            return super().log_prob(value)
+class _LowRankMultivariateNormal(_FullPrecision, td.LowRankMultivariateNormal):
+    pass
 
 
 class LowRankNormal(_Family):
