@@ -23,7 +23,7 @@ from vaetutor import (
     summary,
 )
 from vaetutor._run import seeded
-from vaetutor.evaluate import mean_terms
+from vaetutor.evaluate import mean_terms, pareto_k
 
 
 @pytest.fixture
@@ -125,6 +125,22 @@ def test_chunks_change_nothing(linear, n_samples, chunk):
         torch.testing.assert_close(found.standard_error, error, rtol=1e-7, atol=1e-9)
 
 
+@pytest.mark.parametrize("n_samples", [25, 300, 1000])
+@pytest.mark.parametrize("chunk", [7, 100])
+def test_the_tail_is_streamed(linear, n_samples, chunk):
+    """k-hat from the largest weights kept over the chunks is that of all weights at once."""
+    x = linear.sample(6)
+    eps = torch.randn(n_samples, 6, 2)
+    narrow = 0.6 * linear.posterior(x).stddev
+    proposal = lambda _: FixedNoise(linear.posterior(x).mean, narrow, eps)
+    found = log_evidence(linear, x, n_samples, chunk, posterior=proposal)
+    expected = pareto_k(log_weights(linear, proposal(x), x, n_samples))
+    torch.testing.assert_close(found.pareto_k, expected.to(found.value), rtol=0, atol=1e-12)
+    assert found.pareto_k.isfinite().all()
+    few = log_evidence(linear, x, 24, posterior=linear.posterior)
+    assert few.pareto_k.isnan().all()
+
+
 def test_batches_change_nothing(linear):
     x = linear.sample(11)
     whole = log_evidence(linear, x, 3, posterior=linear.posterior)
@@ -144,7 +160,9 @@ def test_log_of_the_number_of_draws_is_float64(device):
 
 
 def test_error_of_the_mean():
-    found = LogEvidence(torch.zeros(4), torch.tensor([3.0, 4.0, 0.0, 0.0]), torch.ones(4), 10)
+    found = LogEvidence(
+        torch.zeros(4), torch.tensor([3.0, 4.0, 0.0, 0.0]), torch.ones(4), 10, torch.zeros(4)
+    )
     assert found.mean() == pytest.approx((0, 1.25))
 
 
@@ -160,6 +178,9 @@ def test_summary_is_its_parts(device):
     assert row.standard_error == pytest.approx(evidence.mean()[1])
     median = evidence.effective_sample_size.median().item()
     assert row.effective_draws == pytest.approx(median)
+    tails = evidence.pareto_k
+    assert abs(tails.median() - tails.mean()) > 0.01
+    assert row.pareto_k == pytest.approx(tails.median().item())
 
 
 def test_parts_keep_their_modes(device):
@@ -183,6 +204,20 @@ def test_seeding_touches_no_other_device(monkeypatch):
 def test_models_without_an_encoder_need_a_proposal(linear):
     with pytest.raises(ValueError, match="LinearGaussian has no encoder.*posterior="):
         log_evidence(linear, linear.sample(3))
+
+
+def test_weights_that_are_all_zero(linear):
+    """The estimate of p(x) is 0, and about a ratio 0 / 0 nothing can be said."""
+    q = linear.posterior(linear.sample(3))
+
+    class Impossible(nn.Module):
+        def log_joint(self, x, z):
+            return torch.full(z.shape[:2], -torch.inf)
+
+    found = log_evidence(Impossible(), torch.zeros(3, 6), 50, posterior=lambda _: q)
+    assert (found.value == -torch.inf).all()
+    assert found.effective_sample_size.isnan().all() and found.standard_error.isnan().all()
+    assert found.pareto_k.isnan().all()
 
 
 def test_one_draw_has_no_error_to_report(linear):
@@ -240,6 +275,7 @@ def test_summary_is_one_table_with_its_protocol(device):
         "standard_error",
         "draws",
         "effective_draws",
+        "pareto_k",
         "examples",
         "binarisation",
     ]

@@ -1,6 +1,7 @@
 """The exact models against scipy, quadrature, scikit-learn and published formulas."""
 
 import copy
+import re
 
 import numpy as np
 import pytest
@@ -193,6 +194,221 @@ def test_fit_keeps_the_dtype_of_the_data(x):
     fitted = LinearGaussian.fit(x.float(), 2)
     assert fitted.weight.dtype == torch.float32
     assert fitted.log_evidence(x.float()).mean().item() == pytest.approx(ANCHORS[1][2], abs=1e-3)
+
+
+# Fixed noise and a weight on the KL: which directions survive, and what they cost
+
+
+def eigenvalues(x):
+    return np.linalg.eigvalsh(np.cov(x.cpu().numpy().T, bias=True))[::-1]
+
+
+def weighted_elbo(model, x, beta):
+    """E_q[log p(x|z)] - beta KL(q || p(z)) at the best q, from the moments of q alone."""
+    q = model.posterior(x, beta)
+    residual = x - model.mean - q.mean @ model.weight.T
+    spread = torch.trace(model.weight @ q.covariance_matrix[0] @ model.weight.T)
+    variance = model.noise_scale**2
+    square = residual.square().sum(1) + spread
+    fit = -0.5 * (square / variance + x.shape[1] * torch.log(2 * torch.pi * variance))
+    return fit, kl(q, model.prior())
+
+
+@pytest.mark.parametrize(("variance", "survivors"), [(1, 20), (5, 20), (20, 14), (50, 7)])
+def test_survivors_of_fixed_noise_on_digits(x, variance, survivors):
+    """Counts computed independently, and squared lengths l_i - sigma^2 of the columns."""
+    model = LinearGaussian.fit(x, 20, noise_scale=variance**0.5)
+    lengths = model.weight.square().sum(0).cpu().numpy()
+    assert (lengths > 0).sum() == survivors
+    np.testing.assert_allclose(
+        lengths, np.maximum(eigenvalues(x)[:20] - variance, 0), rtol=1e-9, atol=1e-9
+    )
+    assert model.noise_scale.item() == pytest.approx(variance**0.5, rel=1e-12)
+
+
+@pytest.mark.parametrize(("variance", "beta"), [(1.0, 20.0), (5.0, 4.0), (40.0, 0.5)])
+def test_a_direction_survives_iff_it_exceeds_beta_times_the_noise(x, variance, beta):
+    model = LinearGaussian.fit(x, 20, variance**0.5, beta)
+    lengths = model.weight.square().sum(0)
+    assert int((lengths > 0).sum()) == (eigenvalues(x) > 20).sum() == 14
+    assert model.noise_scale.item() == pytest.approx(variance**0.5)  # not that of the weight
+
+
+def test_noise_at_its_optimum_gives_the_maximum_likelihood_back(x):
+    free = LinearGaussian.fit(x, 10)
+    fixed = LinearGaussian.fit(x, 10, free.noise_scale.item())
+    torch.testing.assert_close(fixed.weight, free.weight, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("beta", [0.3, 1.0, 4.0])
+def test_weighted_posterior_is_the_best_q_for_every_x(small, beta):
+    """The gradient over mean and factor of q is zero there, for each x, and nearby is worse."""
+    x = small.sample(6)
+    q = small.posterior(x, beta)
+    mean = q.mean.clone().requires_grad_()
+    factor = q.scale_tril.clone().requires_grad_()
+
+    def value(mean, factor):
+        normal = torch.distributions.MultivariateNormal(mean, scale_tril=factor)
+        residual = x - small.mean - mean @ small.weight.T
+        square = residual.square().sum(1) + (small.weight @ factor).square().sum((1, 2))
+        return -0.5 * square / small.noise_scale**2 - beta * kl(normal, small.prior())
+
+    best = value(mean, factor)
+    best.sum().backward()
+    assert mean.grad.abs().max() < 1e-10 and factor.grad.tril().abs().max() < 1e-10
+    for _ in range(20):
+        step = 0.02 * torch.randn_like(factor).tril()
+        other = value(mean.detach() + 0.1 * torch.randn_like(mean), factor.detach() + step)
+        assert (other < best).all()
+
+
+def test_the_weight_one_gives_the_posterior(small):
+    x = small.sample(4)
+    a, b = small.posterior(x), small.posterior(x, 1.0)
+    assert torch.equal(a.mean, b.mean) and torch.equal(a.scale_tril, b.scale_tril)
+
+
+@pytest.mark.parametrize("beta", [0.5, 1.0, 3.0])
+def test_no_direction_improves_the_weighted_elbo(x, beta):
+    """With the noise fixed, the gradient over W and the mean is zero, the best q going along."""
+    fitted = LinearGaussian.fit(x, 20, 5**0.5, beta)
+    weight = fitted.weight.clone().requires_grad_()
+    mean = fitted.mean.clone().requires_grad_()
+    _weighted_objective(weight, mean, x, 5.0, beta).backward()
+    assert weight.grad.abs().max() < 1e-9 and mean.grad.abs().max() < 1e-9
+    reached = sum(_terms(fitted, x, beta))
+    assert reached == pytest.approx(
+        _weighted_objective(weight, mean, x, 5.0, beta).item(), abs=1e-8
+    )
+
+
+def _terms(model, x, beta):
+    fit, kls = weighted_elbo(model, x, beta)
+    return fit.mean().item(), -beta * kls.mean().item()
+
+
+def _weighted_objective(weight, mean, x, variance, beta):
+    """max_q E_q[log p(x|z)] - beta KL = beta log of the integral of p(z) p(x|z)^(1/beta)."""
+    d = x.shape[1]
+    noise = beta * variance
+    covariance = weight @ weight.T + noise * torch.eye(d)
+    log_p = torch.distributions.MultivariateNormal(mean, covariance).log_prob(x).mean()
+    log_scale = np.log(2 * np.pi * noise) - np.log(2 * np.pi * variance) / beta
+    return beta * (log_p + 0.5 * d * log_scale)
+
+
+@pytest.mark.parametrize("beta", [1.0, 2.5])
+def test_all_other_stationary_points_are_saddles(float64, beta):
+    """Other directions, or fewer, make the gradient zero too, but some way leads up, some down."""
+    scales = torch.tensor([3.0, 2.5, 2.0, 1.5, 0.5])
+    rotation = torch.linalg.qr(torch.randn(5, 5))[0]
+    x = (torch.randn(400, 5) * scales) @ rotation
+    values, vectors = torch.linalg.eigh(torch.cov(x.T, correction=0))
+    values, vectors = values.flip(0), vectors.flip(1)
+    assert (values > beta).sum() >= 3
+    objective = lambda flat: _weighted_objective(flat.view(5, 2), x.mean(0), x, 1.0, beta)
+    for kept in [(0, 1), (0, 2), (1, 2), (0, None), (2, None)]:
+        columns = [
+            torch.zeros(5) if i is None else vectors[:, i] * (values[i] - beta).sqrt()
+            for i in kept
+        ]
+        point = torch.stack(columns, dim=1).flatten()
+        assert torch.autograd.functional.jacobian(objective, point).abs().max() < 1e-10
+        curvature = torch.linalg.eigvalsh(torch.autograd.functional.hessian(objective, point))
+        assert curvature[0] < -1e-3, kept
+        if kept == (0, 1):  # level along rotations of z, down everywhere else
+            assert curvature[-1] < 1e-9
+            best = LinearGaussian.fit(x, 2, 1.0, beta).weight
+            torch.testing.assert_close(best @ best.T, point.view(5, 2) @ point.view(5, 2).T)
+        else:
+            assert curvature[-1] > 1e-2, kept
+
+
+def test_slope_of_the_rate_distortion_curve_is_minus_beta(x):
+    """dD/dR = -beta by central differences; rate and distortion as by reverse water-filling."""
+    values, variance = eigenvalues(x), 5.0
+
+    def rate_and_distortion(beta):
+        fit, kls = weighted_elbo(LinearGaussian.fit(x, 20, variance**0.5, beta), x, beta)
+        return kls.mean().item(), -fit.mean().item()
+
+    for beta in (0.5, 1.0, 3.0, 10.0):
+        rate, distortion = rate_and_distortion(beta)
+        level = beta * variance
+        kept = values[:20][values[:20] > level]
+        left = np.r_[np.full(len(kept), level), values[len(kept) :]].sum()
+        assert rate == pytest.approx(0.5 * np.log(kept / level).sum(), abs=1e-9)
+        assert distortion == pytest.approx(
+            32 * np.log(2 * np.pi * variance) + 0.5 * left / variance, abs=1e-8
+        )
+        (r1, d1), (r2, d2) = (rate_and_distortion(beta * (1 + h)) for h in (-1e-4, 1e-4))
+        assert (d2 - d1) / (r2 - r1) == pytest.approx(-beta, rel=1e-6)
+
+
+def test_a_rotated_weight_costs_a_diagonal_encoder_the_known_price(x):
+    """The evidence is the same; the best diagonal q loses 1/2 [sum ln P_ii - ln |P|]."""
+    fitted = LinearGaussian.fit(x, 6, 20**0.5)
+    rotation = torch.linalg.qr(torch.randn(6, 6))[0]
+    rotated = LinearGaussian(fitted.weight @ rotation, fitted.mean, fitted.noise_scale)
+    m = rotated.weight.T @ rotated.weight / 20 + torch.eye(6)
+    price = 0.5 * (m.diagonal().log().sum() - torch.logdet(m))
+    assert price > 0.1
+    for model, loss in ((fitted, 0.0), (rotated, price.item())):
+        q = mean_field(model.posterior(x))
+        residual = x - model.mean - q.mean @ model.weight.T
+        spread = q.variance @ model.weight.square().sum(0)
+        fit = -0.5 * (residual.square().sum(1) + spread) / 20 - 32 * np.log(2 * np.pi * 20)
+        elbo = fit - kl(q, model.prior())
+        gap = fitted.log_evidence(x) - elbo
+        torch.testing.assert_close(gap, torch.full_like(gap, loss), rtol=0, atol=1e-8)
+
+
+def test_one_column_of_zeros_for_every_direction_that_is_lost(x):
+    """Collapsed exactly: the encoding distribution of such a dimension is the prior."""
+    model = LinearGaussian.fit(x, 20, 50**0.5)
+    q = model.posterior(x)
+    assert (model.weight[:, 7:] == 0).all()
+    assert q.mean[:, 7:].abs().max() < 1e-12
+    assert (q.variance[:, 7:] - 1).abs().max() < 1e-12
+
+
+def test_fit_with_fixed_noise_refuses_bad_numbers(x):
+    for noise in (0.0, -1.0, float("nan"), "1"):
+        with pytest.raises(ValueError, match="noise_scale must be a finite number above 0"):
+            LinearGaussian.fit(x, 2, noise)
+    for beta in (0.0, -1.0, float("inf")):
+        with pytest.raises(ValueError, match="beta must be a finite number above 0"):
+            LinearGaussian.fit(x, 2, 1.0, beta)
+    with pytest.raises(ValueError, match="beta = 2.0 needs a noise_scale"):
+        LinearGaussian.fit(x, 2, beta=2.0)
+    with pytest.raises(ValueError, match="beta must be a finite number above 0"):
+        LinearGaussian.fit(x, 2).posterior(x, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("noise", "dtype"),
+    [
+        (1e-50, torch.float32),
+        (1e-30, torch.float32),
+        (1e30, torch.float32),
+        (1e-200, torch.float64),
+        (1e200, torch.float64),
+    ],
+)
+def test_noise_that_rounding_would_lose_is_refused(x, noise, dtype):
+    message = f"square above 0 and finite in {dtype}, found {noise!r}"
+    with pytest.raises(ValueError, match=re.escape(message)):
+        LinearGaussian.fit(x.to(dtype), 2, noise)
+    with pytest.raises(ValueError, match=re.escape(message)):
+        LinearGaussian(torch.zeros(5, 2, dtype=dtype), torch.zeros(5, dtype=dtype), noise)
+
+
+def test_fixed_noise_allows_data_with_few_directions():
+    flat = (torch.randn(100, 2) @ torch.randn(2, 5)).double()
+    model = LinearGaussian.fit(flat, 3, noise_scale=0.1)
+    assert model.weight[:, 2].abs().max() == 0
+    assert model.weight[:, :2].norm(dim=0).min() > 0
 
 
 @pytest.mark.parametrize("latent_dim", [0, 64, 65, 1.0])

@@ -13,12 +13,14 @@ from tqdm import tqdm
 from vaetutor import (
     VAE,
     Bernoulli,
+    Cyclic,
     DiagonalNormal,
     FullNormal,
     LinearGaussian,
     Normal,
     StandardNormal,
     TrainConfig,
+    Warmup,
     elbo,
     elbo_terms,
     fit,
@@ -281,6 +283,203 @@ def test_beta_can_follow_a_schedule(device):
     steps = [e + b * 16 / 50 for e in range(3) for b in range(4)]
     assert seen[-12:] == pytest.approx(steps)  # before them it is asked once or twice as a check
     assert frame.beta.tolist() == pytest.approx([0.48, 0.98, 1.0])
+
+
+def test_warmup_is_a_line_and_then_a_constant():
+    beta = Warmup(8, start=0.2, end=0.6)
+    assert [beta(t) for t in (0, 2, 4, 8, 100)] == pytest.approx([0.2, 0.3, 0.4, 0.6, 0.6])
+    assert Warmup(5, start=4.0, end=1.0)(2.5) == pytest.approx(2.5)  # it may also fall
+
+
+def test_cycles_are_those_of_the_paper():
+    """The definition of Fu et al. (2019), on their grid of steps t = 1..T."""
+    for total, cycles, ramp in [(40, 4, 0.5), (30, 3, 1.0), (12, 1, 0.25)]:
+        beta = Cyclic(total, cycles, ramp, end=0.8)
+        length = -(-total // cycles)
+        for step in range(1, total + 1):
+            tau = ((step - 1) % length) / length
+            expected = tau / ramp if tau <= ramp else 1.0
+            assert beta(step - 1) == pytest.approx(0.8 * expected, abs=1e-12)
+        assert beta(total) == beta(total + 3) == 0.8
+
+
+def test_a_schedule_may_not_be_longer_than_training():
+    for schedule in (Warmup(4), Cyclic(4)):
+        assert TrainConfig(epochs=4, beta=schedule).beta_at(4.0) == 1.0
+        with pytest.raises(
+            ValueError, match="beta must be a schedule of at most epochs = 3, foun"
+        ):
+            TrainConfig(epochs=3, beta=schedule)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Warmup(0), "epochs must be a finite number above 0"),
+        (lambda: Warmup(2, start=-1.0), "start must be a finite number of at least 0"),
+        (lambda: Warmup(2, end=math.inf), "end must be a finite number of at least 0"),
+        (lambda: Cyclic(-1), "epochs must be a finite number above 0"),
+        (lambda: Cyclic(4, cycles=0), "cycles must be an integer of at least 1"),
+        (lambda: Cyclic(4, ramp=0.0), "ramp must be a finite number above 0"),
+        (lambda: Cyclic(4, ramp=1.5), "ramp must be at most 1"),
+        (lambda: Cyclic(4, end=math.nan), "end must be a finite number of at least 0"),
+    ],
+)
+def test_schedules_are_checked(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def test_schedules_set_the_weight_of_each_step(device):
+    """The column has that of the last step of an epoch, here at 0.96 of it."""
+    frame = fit(some_vae(), bits(), config(device, beta=Warmup(2, 0.5), epochs=3)).frame
+    assert frame.beta.tolist() == pytest.approx([0.5 + 0.5 * 0.48, 0.5 + 0.5 * 0.98, 1.0])
+    frame = fit(some_vae(), bits(), config(device, beta=Cyclic(2, 1), epochs=3)).frame
+    assert frame.beta.tolist() == pytest.approx([0.96, 1.0, 1.0])
+
+
+# --- free bits ------------------------------------------------------------------------------
+
+
+def first_gradient(device, **options):
+    """The gradient of the encoder's first weight in a single step over all data."""
+    vae, caught = some_vae(), []
+    hook = vae.encoder[0][0].weight.register_hook(caught.append)
+    fit(vae, bits(), config(device, epochs=1, batch_size=50, learning_rate=1e-30, **options))
+    hook.remove()
+    return caught[-1]
+
+
+def test_free_bits_are_a_maximum_for_each_dimension_over_the_batch(device):
+    """The step is that of a loss written by hand, between, below and above all divergences."""
+    x, vae = bits().to(device), some_vae().to(device)
+    q = vae.encoder(x)
+    mean, variance = q.mean, q.variance
+    per_example = 0.5 * (mean.square() + variance - 1 - variance.log())
+    low, high = per_example.mean(0).sort().values.tolist()
+    assert high > 1.2 * low
+    assert (per_example.amin(0) < (low + high) / 2).all()  # a maximum per example is another loss
+    for bits_free in (low / 2, (low + high) / 2, 2 * high):
+        free = torch.tensor(bits_free, device=device)
+        by_hand = torch.autograd.grad(
+            3.0 * torch.maximum(free, per_example.mean(0)).sum(),
+            vae.encoder[0][0].weight,
+            retain_graph=True,
+        )[0]
+        found = first_gradient(device, beta=3.0, free_bits=bits_free)
+        found = found - first_gradient(device, beta=0.0)
+        torch.testing.assert_close(found, by_hand, rtol=1e-3, atol=1e-6)
+    assert by_hand.abs().max() == 0  # all free: the KL is no part of the gradient
+
+
+def test_free_bits_that_nobody_needs_change_nothing(device):
+    torch.testing.assert_close(
+        first_gradient(device, free_bits=1e-9), first_gradient(device), rtol=1e-5, atol=1e-7
+    )
+
+
+def test_free_bits_change_the_gradient_not_the_reported_elbo(device):
+    frames = [
+        fit(some_vae(), bits(), config(device, learning_rate=1e-30, free_bits=free), bits(9)).frame
+        for free in (0.0, 3.0)
+    ]
+    assert (frames[0] == frames[1]).all().all()
+    rates = {}
+    for free in (0.0, 0.5):
+        vae = some_vae()
+        fit(vae, bits(), config(device, free_bits=free, epochs=100, learning_rate=1e-2))
+        rates[free] = mean_terms(vae, bits())["kl"]
+    assert rates[0.5] > max(2 * 0.5 * 0.9, 2 * rates[0.0])
+
+
+def test_free_bits_need_a_divergence_for_each_dimension(device):
+    vae, family = some_vae(), FullNormal(2)
+    vae.encoder = nn.Sequential(mlp(12, 8, family.n_parameters), family)
+    before = [p.clone() for p in vae.parameters()]
+    with pytest.raises(ValueError, match="free_bits = 0.5 needs a KL that splits into dimensions"):
+        fit(vae, bits(), config(device, free_bits=0.5))
+    for old, new in zip(before, vae.parameters(), strict=True):
+        assert torch.equal(old.to(new.device), new)
+    with pytest.raises(ValueError, match="free_bits = 0.5 needs objective=elbo_terms"):
+        TrainConfig(objective=elbo, free_bits=0.5)
+
+
+# --- which parameters are kept --------------------------------------------------------------
+
+
+def validated(vae, x):
+    with seeded(VALIDATION_SEED, next(vae.parameters()).device):
+        return mean_terms(vae, x)["elbo"]
+
+
+@pytest.mark.parametrize("beta", [1.0, Warmup(20)])
+def test_the_best_parameters_come_back(device, beta):
+    """Twelve examples are soon learnt by heart, and the validation ELBO then falls."""
+    found = {}
+    for keep in ("last", "best"):
+        vae = some_vae()
+        options = {"epochs": 60, "learning_rate": 3e-2, "beta": beta, "keep": keep}
+        history = fit(vae, bits(12), config(device, **options), bits(62)[12:])
+        found[keep] = validated(vae, bits(62)[12:])
+    values = history.frame.validation_elbo
+    best = int(values.argmax()) + 1
+    assert 1 < best < 50 and history.best_epoch == best
+    assert found["best"] == pytest.approx(values.max(), abs=1e-6)
+    assert found["last"] == pytest.approx(values.iloc[-1], abs=1e-6)
+    assert values.max() > values.iloc[-1] + 0.1
+
+
+@pytest.mark.parametrize("mishap", [FloatingPointError, KeyboardInterrupt])
+def test_the_best_comes_back_after_a_mishap(device, mishap):
+    """Training that fails in its third epoch gives back the better of the first two."""
+    steps = []
+
+    def until_the_third_epoch(*args):
+        steps.append(None)
+        if len(steps) <= 1 + 2 * 4:  # the check, and four batches an epoch
+            return elbo_terms(*args)
+        if mishap is KeyboardInterrupt:
+            raise KeyboardInterrupt
+        return elbo_terms(*args)._replace(kl=torch.full((2,), math.nan).to(args[2]))
+
+    x, options = bits(8), {"batch_size": 2, "learning_rate": 0.3, "keep": "best"}
+    vae, twin = some_vae(), some_vae()
+    history = fit(twin, x, config(device, epochs=2, **options), x)
+    with pytest.raises(mishap):
+        fit(vae, x, config(device, epochs=3, objective=until_the_third_epoch, **options), x)
+    for found, expected in zip(vae.parameters(), twin.parameters(), strict=True):
+        assert torch.equal(found, expected)
+    assert validated(vae, x) == pytest.approx(history.frame.validation_elbo.max(), abs=1e-6)
+
+
+def test_the_best_is_judged_by_the_whole_elbo_whatever_the_weight(device):
+    """Under a weight of 0 the objective rises with the rate, and the ELBO falls."""
+    vae, x = some_vae(), bits()
+    options = {"epochs": 40, "learning_rate": 1e-2, "beta": 0.0, "keep": "best"}
+    history = fit(vae, x, config(device, **options), x)
+    assert history.frame.reconstruction.iloc[-5:].mean() > history.frame.reconstruction.iloc[0]
+    assert history.best_epoch < 20
+    assert validated(vae, x) == pytest.approx(history.frame.validation_elbo.max(), abs=1e-6)
+
+
+def test_the_best_of_parts_that_are_no_parameters_comes_back(device):
+    """Running means belong to the model of that epoch too."""
+    vae = some_vae()
+    vae.encoder = nn.Sequential(mlp(12, 8, 4), nn.BatchNorm1d(4), DiagonalNormal(2))
+    options = {"epochs": 60, "learning_rate": 3e-2, "keep": "best"}
+    history = fit(vae, bits(12), config(device, batch_size=12, **options), bits(62)[12:])
+    assert history.best_epoch < 50
+    assert validated(vae, bits(62)[12:]) == pytest.approx(
+        history.frame.validation_elbo.max(), abs=1e-6
+    )
+
+
+def test_the_best_needs_validation_data(device):
+    with pytest.raises(ValueError, match='keep = "best" needs validation data'):
+        fit(some_vae(), bits(), config(device, keep="best"))
+    history = fit(some_vae(), bits(), config(device))
+    with pytest.raises(ValueError, match="best_epoch needs validation data"):
+        _ = history.best_epoch
 
 
 @pytest.mark.parametrize("objective", [elbo, iwae])
@@ -621,6 +820,10 @@ def test_a_beta_that_cannot_act_is_found_before_the_first_step(device):
 @pytest.mark.parametrize(
     ("option", "value"),
     [
+        ("free_bits", -0.1),
+        ("free_bits", float("inf")),
+        ("free_bits", None),
+        ("keep", "first"),
         ("epochs", 0),
         ("epochs", 1.5),
         ("batch_size", 0),

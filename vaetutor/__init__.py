@@ -17,8 +17,10 @@ if TYPE_CHECKING:
     from vaetutor import plots as plots
     from vaetutor import targets as targets
     from vaetutor.data import Images as Images
+    from vaetutor.data import RotatedImages as RotatedImages
     from vaetutor.data import digits as digits
     from vaetutor.data import mnist as mnist
+    from vaetutor.data import rotated_digits as rotated_digits
     from vaetutor.evaluate import LogEvidence as LogEvidence
     from vaetutor.evaluate import log_evidence as log_evidence
     from vaetutor.evaluate import pareto_k as pareto_k
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
     from vaetutor.exact import BayesianLinearRegression as BayesianLinearRegression
     from vaetutor.exact import ConjugateNormal as ConjugateNormal
     from vaetutor.exact import LinearGaussian as LinearGaussian
+    from vaetutor.exact import LocalLevel as LocalLevel
     from vaetutor.exact import mean_field as mean_field
     from vaetutor.exact import mean_field_gap as mean_field_gap
     from vaetutor.families import Bernoulli as Bernoulli
@@ -33,6 +36,7 @@ if TYPE_CHECKING:
     from vaetutor.families import FullNormal as FullNormal
     from vaetutor.families import LowRankNormal as LowRankNormal
     from vaetutor.families import Normal as Normal
+    from vaetutor.flows import FlowPrior as FlowPrior
     from vaetutor.gradients import GradientMoments as GradientMoments
     from vaetutor.gradients import gradient_moments as gradient_moments
     from vaetutor.gradients import pathwise as pathwise
@@ -42,11 +46,15 @@ if TYPE_CHECKING:
     from vaetutor.inference import Refined as Refined
     from vaetutor.inference import inference_gaps as inference_gaps
     from vaetutor.inference import refine as refine
+    from vaetutor.markov import MarkovNormal as MarkovNormal
+    from vaetutor.markov import NormalChain as NormalChain
     from vaetutor.model import VAE as VAE
     from vaetutor.model import AmortizedModel as AmortizedModel
+    from vaetutor.model import AmortizedSequenceModel as AmortizedSequenceModel
     from vaetutor.model import Family as Family
     from vaetutor.model import LatentVariableModel as LatentVariableModel
     from vaetutor.model import Posterior as Posterior
+    from vaetutor.model import SequenceModel as SequenceModel
     from vaetutor.model import TwoTermModel as TwoTermModel
     from vaetutor.networks import mlp as mlp
     from vaetutor.objectives import Draws as Draws
@@ -56,27 +64,46 @@ if TYPE_CHECKING:
     from vaetutor.objectives import elbo_terms as elbo_terms
     from vaetutor.objectives import iwae as iwae
     from vaetutor.objectives import kl as kl
+    from vaetutor.objectives import kl_per_dimension as kl_per_dimension
     from vaetutor.objectives import log_weights as log_weights
+    from vaetutor.priors import MixturePrior as MixturePrior
     from vaetutor.priors import StandardNormal as StandardNormal
+    from vaetutor.priors import VampPrior as VampPrior
     from vaetutor.quadrature import EightSchools as EightSchools
     from vaetutor.quadrature import GridPosterior as GridPosterior
     from vaetutor.quadrature import grid_posterior as grid_posterior
+    from vaetutor.rates import ActiveUnits as ActiveUnits
+    from vaetutor.rates import RateDistortion as RateDistortion
+    from vaetutor.rates import Surgery as Surgery
+    from vaetutor.rates import active_units as active_units
+    from vaetutor.rates import aggregate_posterior as aggregate_posterior
+    from vaetutor.rates import rate_distortion as rate_distortion
+    from vaetutor.rates import surgery as surgery
+    from vaetutor.sequences import RecurrentEncoder as RecurrentEncoder
+    from vaetutor.sequences import SequenceVAE as SequenceVAE
+    from vaetutor.sequences import pad as pad
     from vaetutor.targets import Target as Target
+    from vaetutor.train import Cyclic as Cyclic
     from vaetutor.train import History as History
     from vaetutor.train import TrainConfig as TrainConfig
+    from vaetutor.train import Warmup as Warmup
     from vaetutor.train import fit as fit
+    from vaetutor.vowels import Utterances as Utterances
+    from vaetutor.vowels import japanese_vowels as japanese_vowels
 
 _HOME = {
-    "data": ("Images", "digits", "mnist"),
+    "data": ("Images", "RotatedImages", "digits", "mnist", "rotated_digits"),
     "evaluate": ("LogEvidence", "log_evidence", "pareto_k", "summary"),
     "exact": (
         "BayesianLinearRegression",
         "ConjugateNormal",
         "LinearGaussian",
+        "LocalLevel",
         "mean_field",
         "mean_field_gap",
     ),
     "families": ("Bernoulli", "DiagonalNormal", "FullNormal", "LowRankNormal", "Normal"),
+    "flows": ("FlowPrior",),
     "gradients": (
         "GradientMoments",
         "gradient_moments",
@@ -85,12 +112,15 @@ _HOME = {
         "sticking_the_landing",
     ),
     "inference": ("InferenceGaps", "Refined", "inference_gaps", "refine"),
+    "markov": ("MarkovNormal", "NormalChain"),
     "model": (
         "VAE",
         "AmortizedModel",
+        "AmortizedSequenceModel",
         "Family",
         "LatentVariableModel",
         "Posterior",
+        "SequenceModel",
         "TwoTermModel",
     ),
     "networks": ("mlp",),
@@ -102,13 +132,25 @@ _HOME = {
         "elbo_terms",
         "iwae",
         "kl",
+        "kl_per_dimension",
         "log_weights",
     ),
     "plots": (),
-    "priors": ("StandardNormal",),
+    "priors": ("MixturePrior", "StandardNormal", "VampPrior"),
     "quadrature": ("EightSchools", "GridPosterior", "grid_posterior"),
+    "rates": (
+        "ActiveUnits",
+        "RateDistortion",
+        "Surgery",
+        "active_units",
+        "aggregate_posterior",
+        "rate_distortion",
+        "surgery",
+    ),
+    "sequences": ("RecurrentEncoder", "SequenceVAE", "pad"),
     "targets": ("Target",),
-    "train": ("History", "TrainConfig", "fit"),
+    "train": ("Cyclic", "History", "TrainConfig", "Warmup", "fit"),
+    "vowels": ("Utterances", "japanese_vowels"),
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
 

@@ -17,6 +17,7 @@ from numbers import Real
 from typing import SupportsIndex
 
 import torch
+import torch.distributions as td
 from torch import Tensor
 
 _enabled = ContextVar("enabled", default=True)  # of this thread, not of the whole process
@@ -49,6 +50,13 @@ def positive_number(name: str, value: float) -> float:
     """Return `value` if it is a finite number above zero."""
     if isinstance(value, bool) or not isinstance(value, Real) or not 0 < value < torch.inf:
         raise ValueError(f"{name} must be a finite number above 0, found {value!r}")
+    return float(value)
+
+
+def weight(name: str, value: float) -> float:
+    """Return `value` if it is a finite number of at least zero."""
+    if isinstance(value, bool) or not isinstance(value, Real) or not 0 <= value < torch.inf:
+        raise ValueError(f"{name} must be a finite number of at least 0, found {value!r}")
     return float(value)
 
 
@@ -88,6 +96,16 @@ def draws(x: Tensor, z: Tensor, shared: bool = False) -> None:
         raise ValueError(
             f"x has {len(x)} rows but the draws z and the distribution q are for {z.shape[1]}: "
             "give one distribution and one row for each example"
+        )
+
+
+def one_for_each(name: str, q: object, n: int) -> None:
+    """Raise unless `q` is a distribution with batch shape (n,), one row for each of n examples."""
+    if not isinstance(q, td.Distribution) or q.batch_shape != (n,):
+        found = tuple(q.batch_shape) if isinstance(q, td.Distribution) else type(q).__name__
+        raise ValueError(
+            f"{name} must give a distribution with batch shape ({n},), one for each example, "
+            f"found {found}"
         )
 
 

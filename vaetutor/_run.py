@@ -6,7 +6,7 @@ and leave the global random state as it was; modules come out in the modes in wh
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from vaetutor import _checks
 from vaetutor.data import Images
+from vaetutor.model import SequenceModel
 
 CHECK_ROWS = 1000
 
@@ -55,17 +56,27 @@ def check_data(model: Any, x: Tensor | Images, name: str = "x") -> None:  # noqa
             f"{name} must have the dtype of the model, {expected}, found {data.dtype}: "
             "convert the one with .to(...) or the other"
         )
-    if not (hasattr(model, "prior") and hasattr(model, "log_likelihood")):
+    look = _look(model, data.dtype)
+    if look is None:
         return
-    prior = model.prior()
-    origin = torch.zeros((1, 1, *prior.event_shape), dtype=data.dtype, device=device_of(model))
     for rows in data.split(CHECK_ROWS):
         shown = (rows > 0).to(rows.dtype) if _is_dynamic(x) else rows
         try:
             with evaluating(model):
-                model.log_likelihood(shown.to(origin.device), origin)
+                look(shown.to(device_of(model)))
         except ValueError as error:
             raise ValueError(f"{name} does not fit the model: {error}") from error
+
+
+def _look(model: Any, dtype: torch.dtype) -> Callable[[Tensor], object] | None:  # noqa: ANN401
+    """What raises where x does not fit: the likelihood at a single z, or the model's own check."""
+    if isinstance(model, SequenceModel):
+        return model.check
+    if not (hasattr(model, "prior") and hasattr(model, "log_likelihood")):
+        return None
+    shape = model.prior().event_shape
+    origin = torch.zeros((1, 1, *shape), dtype=dtype, device=device_of(model))
+    return lambda x: model.log_likelihood(x, origin)
 
 
 def _is_dynamic(x: Tensor | Images) -> bool:

@@ -26,7 +26,14 @@ from vaetutor.inference import Refined as Refined
 from vaetutor.inference import inference_gaps as inference_gaps
 from vaetutor.inference import refine as refine
 from vaetutor.model import Posterior
-from vaetutor.objectives import elbo_terms, log_weights
+from vaetutor.objectives import log_weights
+from vaetutor.rates import ActiveUnits as ActiveUnits
+from vaetutor.rates import RateDistortion as RateDistortion
+from vaetutor.rates import Surgery as Surgery
+from vaetutor.rates import active_units as active_units
+from vaetutor.rates import aggregate_posterior as aggregate_posterior
+from vaetutor.rates import rate_distortion as rate_distortion
+from vaetutor.rates import surgery as surgery
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -46,6 +53,9 @@ class LogEvidence:
     """(Σ w)² / Σ w², (N,), from 1 to n_samples: how many draws carry the estimate."""
     n_samples: int
     """Number of draws for each example."""
+    pareto_k: Tensor
+    """Shape k-hat of the largest weights, (N,), by :func:`pareto_k`; NaN for fewer than 25 draws.
+    Above 0.7 neither the value nor its standard error can be trusted."""
 
     def mean(self) -> tuple[float, float]:
         """Mean over the examples and its Monte Carlo standard error, in nats.
@@ -72,11 +82,12 @@ def log_evidence(
     .. math:: \log \hat p(x) = \log \frac{1}{S} \sum_{s=1}^{S} w^{(s)}, \qquad
               w^{(s)} = \frac{p(x, z^{(s)})}{q(z^{(s)} \mid x)}.
 
-    Sums of w and w² are kept as logarithms and updated chunk by chunk. From them come the standard
-    error :math:`\sqrt{(S \sum w^2 / (\sum w)^2 - 1) / (S - 1)}` and the effective sample size. By
-    Jensen's inequality the estimate is low on average, by about half its squared standard error;
-    with an effective sample size of a few draws, neither figure can be trusted. Draws come from
-    torch's global random state.
+    Sums of w and w² are kept as logarithms and updated chunk by chunk, and so are the largest
+    weights. From the sums come the standard error
+    :math:`\sqrt{(S \sum w^2 / (\sum w)^2 - 1) / (S - 1)}` and the effective sample size, from the
+    largest weights k-hat. By Jensen's inequality the estimate is low on average, by about half its
+    squared standard error; with an effective sample size of a few draws, or a k-hat above 0.7,
+    neither figure can be trusted. Draws come from torch's global random state.
 
     Args:
         model: a VAE, or anything with ``log_joint`` together with `posterior`.
@@ -107,12 +118,15 @@ def log_evidence(
         )
     shown = present(x).to(device_of(model))
     with evaluating(model), evaluating(encoder):
-        rows = [_streamed(model, encoder(b), b, n_samples, chunk) for b in shown.split(batch_size)]
-    log_sum, log_sum_of_squares = torch.cat(rows, dim=1)
+        parts = [
+            _streamed(model, encoder(b), b, n_samples, chunk) for b in shown.split(batch_size)
+        ]
+    log_sum, log_sum_of_squares = torch.cat([sums for sums, _ in parts], dim=1)
     ess = (2 * log_sum - log_sum_of_squares).exp()
     relative = n_samples / ess - 1
     error = (relative.clamp(min=0) / (n_samples - 1)).sqrt() if n_samples > 1 else ess * torch.nan
-    return LogEvidence(log_sum - math.log(n_samples), error, ess, n_samples)
+    k = torch.cat([_shape_of_tail(largest, n_samples) for _, largest in parts]).to(ess)
+    return LogEvidence(log_sum - math.log(n_samples), error, ess, n_samples, k)
 
 
 def _streamed(
@@ -121,16 +135,20 @@ def _streamed(
     x: Tensor,
     n_samples: int,
     chunk: int,
-) -> Tensor:
-    """Return log Σ w and log Σ w² as a (2, B) tensor."""
-    total: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Return log Σ w and log Σ w² as a (2, B) tensor, and the largest log w, ascending."""
+    size = _tail_size(n_samples)
+    total = largest = None
     for start in range(0, n_samples, chunk):
         log_w = log_weights(model, q, x, min(chunk, n_samples - start))
-        log_w = (log_w.cpu() if log_w.device.type == "mps" else log_w).double()  # MPS lacks it
-        part = torch.stack([log_w.logsumexp(0), (2 * log_w).logsumexp(0)])
+        log_w = log_w.cpu() if log_w.device.type == "mps" else log_w  # MPS lacks float64
+        seen = log_w if largest is None else torch.cat([largest, log_w])
+        largest = seen.sort(dim=0).values[-size - 1 :]
+        wide = log_w.double()
+        part = torch.stack([wide.logsumexp(0), (2 * wide).logsumexp(0)])
         total = part if total is None else torch.logaddexp(total, part)
-    assert total is not None
-    return total
+    assert total is not None and largest is not None
+    return total, largest
 
 
 def summary(
@@ -153,8 +171,8 @@ def summary(
     Returns:
         A table with the columns ``elbo``, ``reconstruction``, ``kl`` (means over x, nats per
         example, from up to 100 of the draws), ``log_evidence`` and ``standard_error`` (importance
-        sampling, Monte Carlo error), ``draws``, ``effective_draws`` (median effective sample
-        size), ``examples`` and ``binarisation``.
+        sampling, Monte Carlo error), ``draws``, ``effective_draws`` and ``pareto_k`` (medians of
+        the effective sample size and of k-hat), ``examples`` and ``binarisation``.
 
     Raises:
         ValueError: as :func:`log_evidence`.
@@ -178,6 +196,7 @@ def summary(
                 "standard_error": error,
                 "draws": n_samples,
                 "effective_draws": evidence.effective_sample_size.median().item(),
+                "pareto_k": evidence.pareto_k.median().item(),
                 "examples": len(shown),
                 "binarisation": binarisation,
             }
@@ -185,7 +204,6 @@ def summary(
     )
 
 
-@torch.no_grad()
 def mean_terms(
     model: Any,  # noqa: ANN401
     x: Tensor | Images,
@@ -208,16 +226,9 @@ def mean_terms(
     Raises:
         ValueError: if x is empty, not finite or outside the support of the decoder.
     """
-    check_data(model, x)
-    shown = present(x).to(device_of(model))
-    with evaluating(model):
-        parts = [
-            elbo_terms(model, model.encoder(b), b, n_samples) for b in shown.split(batch_size)
-        ]
-    reconstruction = (
-        torch.cat([part.reconstruction for part in parts]).cpu().double().mean().item()
-    )
-    kl = torch.cat([part.kl for part in parts]).cpu().double().mean().item()
+    found = rate_distortion(model, x, n_samples, batch_size=batch_size)
+    reconstruction = -found.distortion.cpu().double().mean().item()
+    kl = found.rate.cpu().double().mean().item()
     return {"elbo": reconstruction - kl, "reconstruction": reconstruction, "kl": kl}
 
 
@@ -261,24 +272,42 @@ def pareto_k(log_w: Tensor) -> Tensor:
         raise ValueError(
             f"log_w must have shape (S, B) with at least 25 draws S, found {tuple(log_w.shape)}"
         )
-    from arviz_stats.base.array import array_stats
-
-    wide = log_w.detach().cpu().double()
-    highest = wide.amax(0)
+    highest = log_w.detach().amax(0)
     if not torch.isfinite(highest).all():
         raise ValueError(
             "log_w must be finite or -inf, and finite somewhere in each column, found columns "
             f"whose largest value is {highest[~torch.isfinite(highest)].unique().tolist()}"
         )
-    relative = wide - highest
-    size = int(3 * len(wide) ** 0.5) if len(wide) > 225 else len(wide) // 5
-    tail = relative.sort(dim=0).values[-size - 1 :]  # after the weight below it
+    largest = log_w.detach().sort(dim=0).values[-_tail_size(len(log_w)) - 1 :]
+    return _shape_of_tail(largest, len(log_w))
+
+
+def _tail_size(n: int) -> int:
+    """How many of n weights the generalised Pareto distribution is fitted to."""
+    return int(3 * n**0.5) if n > 225 else n // 5
+
+
+def _shape_of_tail(largest: Tensor, n: int) -> Tensor:
+    """Shape of the tail of n weights, from its logarithms (M + 1, B), ascending.
+
+    The first row is the weight below the tail. NaN for fewer than 25 weights, and where the
+    largest is not finite.
+    """
+    from arviz_stats.base.array import array_stats
+
+    wide = largest.detach().cpu().double()
+    if n < 25:
+        return torch.full_like(wide[0], torch.nan)
+    highest = wide[-1]
+    tail = wide - highest
     spread = tail[-1] - tail[1]
-    tied = tail[int(size / 4 + 0.5)].exp() - tail[0].exp() < TIED
-    rounding = 10 * torch.finfo(log_w.dtype).eps * highest.abs().clamp(min=1)
+    tied = tail[int((len(tail) - 1) / 4 + 0.5)].exp() - tail[0].exp() < TIED
+    rounding = 10 * torch.finfo(largest.dtype).eps * highest.abs().clamp(min=1)
     k = torch.where(tied & (spread > 1), torch.inf, -torch.inf).double()
+    k[~highest.isfinite()] = torch.nan
     fitted = ~tied & (spread > rounding)
-    if fitted.any():
-        shapes = array_stats.psislw(-relative[:, fitted].numpy(), axis=0)[1]
-        k[fitted] = torch.as_tensor(shapes, dtype=k.dtype, device=k.device)
+    below = wide.new_full((n - len(tail), 1), -torch.inf)
+    for column in fitted.nonzero().flatten().tolist():
+        weights = torch.cat([below, tail[:, [column]]])
+        k[column] = float(array_stats.psislw(-weights.numpy(), axis=0)[1].item())
     return k

@@ -9,109 +9,27 @@ in :mod:`vaetutor.quadrature`.
 
 from __future__ import annotations
 
-import copy
-from typing import Self
-
 import torch
 import torch.distributions as td
-from torch import Tensor, nn
+from torch import Tensor
 
 from vaetutor import _checks
+from vaetutor._exact import ExactModel as _ExactModel
+from vaetutor._exact import normal as _normal
+from vaetutor._exact import standard_normal as _standard_normal
 from vaetutor.quadrature import EightSchools as EightSchools  # exact up to a stated error
 from vaetutor.quadrature import grid_posterior as grid_posterior
+from vaetutor.state_space import LocalLevel as LocalLevel
 
 
-class _ExactModel(nn.Module):
-    """The joint density and the evidence of a model made of a prior and a likelihood."""
-
-    _width: int  # of x
-
-    def prior(self) -> td.Distribution:
-        raise NotImplementedError
-
-    def log_likelihood(self, x: Tensor, z: Tensor) -> Tensor:
-        raise NotImplementedError
-
-    def posterior(self, x: Tensor) -> td.Distribution:
-        raise NotImplementedError
-
-    def log_joint(self, x: Tensor, z: Tensor) -> Tensor:
-        r"""Joint log-density :math:`\log p(x \mid z) + \log p(z)`.
-
-        Args:
-            x: observations (B, d).
-            z: latent draws (S, B, D), or (S, 1, D) for the same z with every x.
-
-        Returns:
-            Tensor (S, B), nats.
-
-        Raises:
-            ValueError: if x is empty, not finite, of another width or dtype, or z holds draws for
-                another number of rows.
-        """
-        return self.log_likelihood(x, z) + self.prior().log_prob(z)
-
-    def log_evidence(self, x: Tensor) -> Tensor:
-        r"""Evidence, by Bayes' rule at the posterior mean.
-
-        .. math:: \log p(x) = \log p(x, z) - \log p(z \mid x) \quad \text{for every } z.
-
-        There the residuals are small. The density of x with its own covariance takes a difference
-        of large numbers instead, of which little is left in float32. It runs in float64 inside.
-
-        Args:
-            x: observations (B, d).
-
-        Returns:
-            Tensor (B,), nats, in the dtype of x.
-
-        Raises:
-            ValueError: if x is empty, not finite, or of another width or dtype.
-        """
-        self._check(x)
-        wide = self._in_float64()
-        x_wide = x.to(next(wide.buffers()))
-        p = wide.posterior(x_wide)
-        z = p.mean.unsqueeze(0)
-        return (wide.log_joint(x_wide, z) - p.log_prob(z)).squeeze(0).to(x)
-
-    def _in_float64(self) -> Self:
-        """A copy in float64, on the CPU if the device has none."""
-        on_mps = next(self.buffers()).device.type == "mps"
-        return copy.deepcopy(self).to("cpu" if on_mps else None, torch.float64)
-
-    def _check(self, x: Tensor) -> None:
-        _checks.batch("x", x)
-        if x.ndim != 2 or x.shape[1] != self._width:
-            raise ValueError(
-                f"x must have shape (B, {self._width}) for this model, found {tuple(x.shape)}"
-            )
-        dtype = next(self.buffers()).dtype
-        if x.dtype != dtype:
-            raise ValueError(
-                f"x must have the dtype of the model, {dtype}, found {x.dtype}: convert one of "
-                "them, for instance by model.double()"
-            )
-
-    def _check_draws(self, x: Tensor, z: Tensor) -> None:
-        _checks.draws(x, z, shared=True)
-        if z.shape[-1:] != self.prior().event_shape:
-            raise ValueError(
-                f"z must have {self.prior().event_shape[0]} latent dimensions for this model, "
-                f"found shape {tuple(z.shape)}"
-            )
-
-
-def _standard_normal(
-    shape: tuple[int, ...], like: Tensor, generator: torch.Generator | None
-) -> Tensor:
-    return torch.randn(shape, generator=generator, dtype=like.dtype, device=like.device)
-
-
-def _normal(mean: Tensor, factor: Tensor) -> td.MultivariateNormal:
-    """Normals with means (B, D) and one Cholesky factor (D, D) for all of them."""
-    factor = factor.expand(len(mean), *factor.shape)
-    return td.MultivariateNormal(mean, scale_tril=factor, validate_args=False)
+def _check_noise(scale: float, dtype: torch.dtype) -> None:
+    """Raise unless the variance of the noise is a number above 0, not lost to rounding."""
+    _checks.positive_number("noise_scale", scale)
+    if not 0 < torch.tensor(scale, dtype=dtype).square() < torch.inf:
+        raise ValueError(
+            f"noise_scale must have a square above 0 and finite in {dtype}, found {scale!r}: use "
+            "another unit for x"
+        )
 
 
 class LinearGaussian(_ExactModel):
@@ -152,39 +70,60 @@ class LinearGaussian(_ExactModel):
                 "weight and mean must have the same floating-point dtype, found "
                 f"{weight.dtype} and {mean.dtype}"
             )
-        _checks.positive_number("noise_scale", float(noise_scale))
+        _check_noise(float(noise_scale), weight.dtype)
         self._width = len(mean)
         self.register_buffer("weight", weight.detach().clone())
         self.register_buffer("mean", mean.detach().clone())
         self.register_buffer("noise_scale", torch.as_tensor(noise_scale).to(weight))
 
     @classmethod
-    def fit(cls, x: Tensor, latent_dim: int) -> LinearGaussian:
-        r"""The maximum-likelihood model, in closed form.
+    def fit(
+        cls, x: Tensor, latent_dim: int, noise_scale: float | None = None, beta: float = 1.0
+    ) -> LinearGaussian:
+        r"""The best model in closed form: by maximum likelihood, or with the noise held fixed.
 
         With :math:`l_1 \ge l_2 \ge \dots` the eigenvalues of the covariance of x (normalised by
-        the number of rows) and U its eigenvectors,
+        the number of rows) and U its eigenvectors, the maximum of the mean likelihood is at
 
         .. math:: \sigma^2 = \frac{1}{d - q}\sum_{i > q} l_i, \qquad
                   W = U_q (\Lambda_q - \sigma^2 I)^{1/2}.
 
-        The columns of W are orthogonal, so the exact posterior is diagonal.
+        With :math:`\sigma` given, the maximum over W, :math:`\mu` and q of the mean of
+        :math:`\mathbb{E}_q[\log p(x \mid z)] - \beta\, \mathrm{KL}(q \,\|\, p(z))` is at
+
+        .. math:: W = U_q \max(\Lambda_q - \beta\sigma^2 I,\ 0)^{1/2},
+
+        with q = ``posterior(x, beta)``. A direction survives if and only if
+        :math:`l_i > \beta\sigma^2`; the column of any other is zero, and its latent dimension has
+        collapsed onto the prior. The columns of W are orthogonal, so the best q is diagonal.
 
         Args:
             x: data (N, d). The decomposition runs in float64 on the CPU; the result has the
                 dtype and device of x.
             latent_dim: q, from 1 to d - 1.
+            noise_scale: :math:`\sigma`, in the unit of x; None takes the maximum-likelihood one.
+                Its square must be a number above 0 in the dtype of x.
+            beta: weight of the KL, above 0. Other than 1 it needs a `noise_scale`.
 
         Returns:
             The fitted model.
 
         Raises:
             ValueError: if x is empty, not finite, not (N, d), or has so few directions that the
-                noise would be zero.
+                noise would be zero; for a noise_scale or beta that is not above 0, or a beta
+                without a noise_scale.
 
-        Source: Tipping and Bishop (1999), equations 7 and 8.
+        Source: Tipping and Bishop (1999), equations 7 and 8; Lucas et al. (2019),
+        arXiv:1911.02469, for fixed noise.
         """
+        _checks.positive_number("beta", beta)
+        if noise_scale is None and beta != 1:
+            raise ValueError(
+                f"beta = {beta} needs a noise_scale, found None: hold the noise fixed"
+            )
         _checks.batch("x", x)
+        if noise_scale is not None:
+            _check_noise(noise_scale, x.dtype)
         if x.ndim != 2:
             raise ValueError(f"x must have shape (N, d), found {tuple(x.shape)}")
         n, d = x.shape
@@ -195,12 +134,14 @@ class LinearGaussian(_ExactModel):
         values, vectors = torch.linalg.eigh((wide - mean).T @ (wide - mean) / n)
         values, vectors = values.flip(0), vectors.flip(1)
         variance = values[latent_dim:].mean()
-        if not variance > 1e-12 * values[0]:
+        if noise_scale is not None:
+            variance = torch.full_like(variance, noise_scale).square()
+        elif not variance > 1e-12 * values[0]:
             raise ValueError(
                 f"x varies in no more than latent_dim = {latent_dim} directions, so the noise "
-                "would be zero: use a smaller latent_dim or more data"
+                "would be zero: use a smaller latent_dim or more data, or give a noise_scale"
             )
-        scale = (values[:latent_dim] - variance).clamp(min=0).sqrt()
+        scale = (values[:latent_dim] - beta * variance).clamp(min=0).sqrt()
         model = cls(vectors[:, :latent_dim] * scale, mean, variance.sqrt())
         return model.to(x)
 
@@ -220,14 +161,29 @@ class LinearGaussian(_ExactModel):
             mean = z @ self.weight.T + self.mean
         return td.Normal(mean, self.noise_scale, validate_args=False).log_prob(x).sum(-1)
 
-    def posterior(self, x: Tensor) -> td.MultivariateNormal:
-        r"""Return :math:`p(z \mid x)`, batch shape (N,), event shape (q,), for x (N, d).
+    def posterior(self, x: Tensor, beta: float = 1.0) -> td.MultivariateNormal:
+        r"""The best encoding distribution of x under a KL of weight beta: the posterior at 1.
 
-        Raises a ValueError if x is empty, not finite, or of another width or dtype.
+        .. math:: q(z) \propto p(z)\, p(x \mid z)^{1/\beta}
+                  \ \text{ maximises }\
+                  \mathbb{E}_q[\log p(x \mid z)] - \beta\, \mathrm{KL}(q \,\|\, p(z)).
+
+        It is the posterior of the model with noise variance :math:`\beta\sigma^2`.
+
+        Args:
+            x: observations (N, d).
+            beta: weight of the KL, above 0.
+
+        Returns:
+            Normal with batch shape (N,) and event shape (q,).
+
+        Raises:
+            ValueError: if x is empty, not finite, or of another width or dtype; for a beta that
+                is not above 0.
         """
         self._check(x)
         wide = self._in_float64()
-        variance = wide.noise_scale.square()
+        variance = _checks.positive_number("beta", beta) * wide.noise_scale.square()
         m = wide.weight.T @ wide.weight + variance * torch.ones_like(wide.weight[0]).diag()
         mean = torch.linalg.solve(m, wide.weight.T @ (x.to(wide.mean) - wide.mean).T).T
         factor = torch.linalg.cholesky(variance * torch.linalg.inv(m))

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from vaetutor import _checks
 from vaetutor._run import check_data, device_of, evaluating, seeded
 from vaetutor.data import Images
-from vaetutor.model import Family, TwoTermModel
+from vaetutor.model import Family, SequenceModel, TwoTermModel
 from vaetutor.objectives import ElboTerms, _closed_form_kl, elbo, elbo_terms, log_weights
 
 if TYPE_CHECKING:
@@ -221,10 +221,10 @@ def _check_options(
 def _check_objective(model: Any, objective: Objective) -> None:  # noqa: ANN401
     if not callable(objective):
         raise ValueError(f"objective must be a function, found {objective!r}")
-    if objective is elbo_terms and not isinstance(model, TwoTermModel):
+    if objective is elbo_terms and not isinstance(model, TwoTermModel | SequenceModel):
         raise ValueError(
-            "objective=elbo_terms needs a model with log_likelihood and prior, which "
-            f"{type(model).__name__} has not: use objective=elbo"
+            "objective=elbo_terms needs a model with log_likelihood and prior, or log_prior and "
+            f"check for prior, which {type(model).__name__} has not: use objective=elbo"
         )
 
 
@@ -430,7 +430,7 @@ def _optimal(
         )
     if optimal is not None:
         return encoder[-1](_check_start(encoder[-1], x, optimal, "optimal"))
-    objective = elbo_terms if isinstance(model, TwoTermModel) else elbo
+    objective = elbo_terms if isinstance(model, TwoTermModel | SequenceModel) else elbo
     return refine(model, encoder[-1], x, encoder[:-1](x), objective=objective, seed=seed).q
 
 

@@ -49,8 +49,30 @@ class TwoTermModel(LatentVariableModel, Protocol):
 
 
 @runtime_checkable
+class SequenceModel(LatentVariableModel, Protocol):
+    """A two-term model whose p(z) depends on x, by the length of a sequence.
+
+    ``log_prior(x, z)`` gives (S, B) nats, and ``check(x)`` raises where x does not fit. The last
+    column of x marks the steps, as in :func:`vaetutor.pad`.
+    """
+
+    def log_likelihood(self, x: Tensor, z: Tensor) -> Tensor: ...
+
+    def log_prior(self, x: Tensor, z: Tensor) -> Tensor: ...
+
+    def check(self, x: Tensor) -> None: ...
+
+
+@runtime_checkable
 class AmortizedModel(TwoTermModel, Protocol):
     """A two-term model with an encoder; what :func:`vaetutor.fit` trains."""
+
+    encoder: Posterior
+
+
+@runtime_checkable
+class AmortizedSequenceModel(SequenceModel, Protocol):
+    """A sequence model with an encoder; :func:`vaetutor.fit` trains it, too."""
 
     encoder: Posterior
 

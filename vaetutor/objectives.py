@@ -25,7 +25,7 @@ import torch.distributions as td
 from torch import Tensor
 
 from vaetutor import _checks
-from vaetutor.model import LatentVariableModel, TwoTermModel
+from vaetutor.model import LatentVariableModel, SequenceModel, TwoTermModel
 
 
 class Draws(NamedTuple):
@@ -151,7 +151,7 @@ def elbo(model: LatentVariableModel, q: td.Distribution, x: Tensor, n_samples: i
 
 
 def elbo_terms(
-    model: TwoTermModel, q: td.Distribution, x: Tensor, n_samples: int = 1
+    model: TwoTermModel | SequenceModel, q: td.Distribution, x: Tensor, n_samples: int = 1
 ) -> ElboTerms:
     r"""The ELBO as reconstruction minus KL, the KL in closed form where there is one.
 
@@ -159,7 +159,8 @@ def elbo_terms(
               - \mathrm{KL}(q(z) \,\|\, p(z)).
 
     Args:
-        model: anything with ``log_likelihood(x, z)`` and ``prior()``.
+        model: anything with ``log_likelihood(x, z)`` and either ``prior()`` or, where p(z) depends
+            on the length of x, ``log_prior(x, z)``; the KL then comes from the draws.
         q, x, n_samples: as :func:`log_weights`.
 
     Returns:
@@ -171,25 +172,38 @@ def elbo_terms(
 
     Source: Kingma and Welling (2014), arXiv:1312.6114, equations 3 and 7.
     """
-    missing = [name for name in ("log_likelihood", "prior") if not hasattr(model, name)]
+    priors = "log_prior" if hasattr(model, "log_prior") else "prior"
+    missing = [name for name in ("log_likelihood", priors) if not hasattr(model, name)]
     if missing:
         raise ValueError(
-            f"model must have log_likelihood(x, z) and prior(), found {type(model).__name__} "
-            f"without {' and '.join(missing)}: use elbo, which needs log_joint(x, z) only"
+            "model must have log_likelihood(x, z) and prior(), or log_prior(x, z), found "
+            f"{type(model).__name__} without {' and '.join(missing)}: use elbo, which needs "
+            "log_joint(x, z) only"
         )
     z = _draw_z(q, n_samples)
     _checks.batch("x", x)
     _checks.draws(x, z)
     if torch.is_grad_enabled() and not z.requires_grad:
         _require_gradient(q, z, q.log_prob(z))
-    prior = model.prior()
-    divergence = _closed_form_kl(q, prior)
-    exact = divergence is not None
-    if divergence is None:
-        divergence = (q.log_prob(z) - prior.log_prob(z)).mean(0)
+    divergence, exact = _divergence(model, q, x, z)
     log_likelihood = model.log_likelihood(x, z)
     _checks.shape("log_likelihood(x, z)", log_likelihood, z.shape[:2])
     return ElboTerms(log_likelihood.mean(0), divergence, exact)
+
+
+def _divergence(
+    model: TwoTermModel | SequenceModel, q: td.Distribution, x: Tensor, z: Tensor
+) -> tuple[Tensor, bool]:
+    """KL(q || p(z)), (B,), and whether it is in closed form or from the draws."""
+    if hasattr(model, "log_prior"):
+        log_prior = model.log_prior(x, z)
+        _checks.shape("log_prior(x, z)", log_prior, z.shape[:2])
+        return (q.log_prob(z) - log_prior).mean(0), False
+    prior = model.prior()
+    closed = _closed_form_kl(q, prior)
+    if closed is not None:
+        return closed, True
+    return (q.log_prob(z) - prior.log_prob(z)).mean(0), False
 
 
 def iwae(model: LatentVariableModel, q: td.Distribution, x: Tensor, n_samples: int = 1) -> Tensor:
@@ -216,8 +230,9 @@ def iwae(model: LatentVariableModel, q: td.Distribution, x: Tensor, n_samples: i
 def kl(q: td.Distribution, p: td.Distribution, draws: Draws | None = None) -> Tensor:
     r"""Kullback-Leibler divergence :math:`\mathrm{KL}(q\,\|\,p) = \mathbb{E}_q[\log q - \log p]`.
 
-    In closed form for every pair that has one: those that torch registers, and diagonal against
-    full and low-rank normals, which it lacks. Otherwise the mean over `draws`, if given.
+    In closed form for the pairs that torch registers, for diagonal against full and low-rank
+    normals, which it lacks, and for a chain against a full normal. Otherwise the mean over
+    `draws`, if given.
 
     Args:
         q: distribution with batch shape (B,).
@@ -249,6 +264,44 @@ def kl(q: td.Distribution, p: td.Distribution, draws: Draws | None = None) -> Te
         )
     _checks.shape("draws.log_q", draws.log_q, (len(draws.log_q), *q.batch_shape))
     return (draws.log_q - p.log_prob(draws.z)).mean(0)
+
+
+def kl_per_dimension(q: td.Distribution, p: td.Distribution) -> Tensor:
+    r"""The divergence of each latent dimension, where both distributions are products over them.
+
+    .. math:: \mathrm{KL}_d = \mathrm{KL}(q(z_d) \,\|\, p(z_d)), \qquad
+              \sum_d \mathrm{KL}_d = \mathrm{KL}(q \,\|\, p).
+
+    Args:
+        q: ``Independent`` with batch shape (B,) and event shape (D,), a diagonal normal for
+            instance.
+        p: ``Independent`` with batch shape () or (B,) and event shape (D,).
+
+    Returns:
+        Tensor (B, D), nats, in closed form, at least 0.
+
+    Raises:
+        ValueError: if one of them does not factorise over its dimensions, or their shapes or
+            types have no such divergence.
+
+    Source: Burda et al. (2016), arXiv:1509.00519, section 5.2, where it tells active units.
+    """
+    each_q, each_p = _factors("q", q), _factors("p", p)
+    if _closed_form_kl(q, p) is None:
+        raise ValueError(
+            f"KL({type(each_q).__name__} || {type(each_p).__name__}) has no closed form"
+        )
+    return td.kl_divergence(each_q, each_p)
+
+
+def _factors(name: str, d: td.Distribution) -> td.Distribution:
+    """The distributions over single numbers that an ``Independent`` is made of."""
+    if not isinstance(d, td.Independent) or d.reinterpreted_batch_ndims != 1:
+        raise ValueError(
+            f"{name} must be a product over its dimensions, torch.distributions.Independent "
+            f"with one axis, found {type(d).__name__}: a joint density has no KL per dimension"
+        )
+    return d.base_dist
 
 
 _WITH_MATRIX = (td.MultivariateNormal, td.LowRankMultivariateNormal)

@@ -11,13 +11,14 @@ device too and are read once an epoch, so a GPU never waits for the loop to look
 
 from __future__ import annotations
 
+import copy
 import math
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 import torch.distributions as td
@@ -28,8 +29,8 @@ from vaetutor import _checks
 from vaetutor._run import check_data, evaluating, present, seeded
 from vaetutor.data import Images
 from vaetutor.evaluate import mean_terms
-from vaetutor.model import AmortizedModel
-from vaetutor.objectives import ElboTerms, elbo_terms
+from vaetutor.model import AmortizedModel, AmortizedSequenceModel, SequenceModel
+from vaetutor.objectives import ElboTerms, elbo_terms, kl_per_dimension
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -40,6 +41,85 @@ Objective = Callable[[Any, td.Distribution, Tensor, int], "Tensor | ElboTerms"]
 
 VALIDATION_SEED = 0
 RESERVED = {"epoch", "beta", "validation_elbo", "reconstruction", "kl"}
+
+
+@dataclass(frozen=True)
+class Warmup:
+    r"""A weight of the KL that grows linearly over the first epochs and then stays.
+
+    .. math:: \beta(t) = a + (b - a)\, \min(t / T,\ 1).
+
+    Called with the number of epochs t done, a real number from 0 up; use it as
+    ``TrainConfig(beta=Warmup(10))``.
+
+    Raises:
+        ValueError: for a length that is not above 0, or a weight below 0 or not finite.
+
+    Source: the idea, with another curve: Bowman et al. (2016), arXiv:1511.06349; linear: Sønderby
+    et al. (2016), arXiv:1602.02282.
+
+    >>> [Warmup(10)(t) for t in (0, 2.5, 10, 12)]
+    [0.0, 0.25, 1.0, 1.0]
+    """
+
+    epochs: float
+    """Length T of the ramp."""
+    start: float = 0.0
+    """Weight a at the beginning."""
+    end: float = 1.0
+    """Weight b from T on."""
+
+    def __post_init__(self) -> None:
+        _checks.positive_number("epochs", self.epochs)
+        _checks.weight("start", self.start)
+        _checks.weight("end", self.end)
+
+    def __call__(self, epoch: float) -> float:
+        return self.start + (self.end - self.start) * min(epoch / self.epochs, 1.0)
+
+
+@dataclass(frozen=True)
+class Cyclic:
+    r"""A weight of the KL that climbs from zero several times.
+
+    .. math:: \beta(t) = b\, \min(\tau / r,\ 1), \qquad
+              \tau = \operatorname{frac}(t\, C / T) \quad \text{for } t < T,
+
+    and b from then on. Each of the C cycles spends the fraction r on its climb and the rest at b.
+
+    Called with the number of epochs t done, a real number from 0 up; use it as
+    ``TrainConfig(beta=Cyclic(20))``.
+
+    Raises:
+        ValueError: for a length that is not above 0, fewer than one cycle, a ramp outside (0, 1],
+            or a weight below 0 or not finite.
+
+    Source: Fu et al. (2019), arXiv:1903.10145.
+
+    >>> [Cyclic(20)(t) for t in (0, 1.25, 2.5, 4, 5, 20)]
+    [0.0, 0.5, 1.0, 1.0, 0.0, 1.0]
+    """
+
+    epochs: float
+    """Length T of all cycles together."""
+    cycles: int = 4
+    """Their number C."""
+    ramp: float = 0.5
+    """Fraction r of each cycle in which the weight climbs."""
+    end: float = 1.0
+    """Weight b at the top."""
+
+    def __post_init__(self) -> None:
+        _checks.positive_number("epochs", self.epochs)
+        _checks.count("cycles", self.cycles)
+        if _checks.positive_number("ramp", self.ramp) > 1:
+            raise ValueError(f"ramp must be at most 1, a fraction of a cycle, found {self.ramp}")
+        _checks.weight("end", self.end)
+
+    def __call__(self, epoch: float) -> float:
+        if epoch >= self.epochs:
+            return self.end
+        return self.end * min((epoch * self.cycles / self.epochs) % 1 / self.ramp, 1.0)
 
 
 @dataclass(frozen=True)
@@ -64,8 +144,17 @@ class TrainConfig:
     objective: Objective = elbo_terms
     """The bound to maximise: ``elbo_terms`` (KL in closed form), ``elbo``, ``iwae`` or yours."""
     beta: float | Callable[[float], float] = 1.0
-    """Weight of the KL in the gradient, a number or a function of the epoch reached so far (a real
-    number from 0 up). It needs ``elbo_terms``. Reported bounds always have weight 1."""
+    """Weight of the KL in the gradient: a number, a :class:`Warmup`, a :class:`Cyclic`, or any
+    function of the epoch reached so far (a real number from 0 up). It needs ``elbo_terms``.
+    Reported bounds always have weight 1."""
+    free_bits: float = 0.0
+    """Nats of KL that each latent dimension has for nothing: in the gradient, the KL is the sum
+    over the dimensions d of max(free_bits, mean of KL_d over the batch). It needs ``elbo_terms``
+    itself and a KL that splits into dimensions in closed form. Reported bounds have the whole KL.
+    Source: Kingma et al. (2016), arXiv:1606.04934."""
+    keep: Literal["last", "best"] = "last"
+    """Which parameters the model has in the end: the last ones, or those of the epoch with the
+    highest validation ELBO (weight 1 on the KL, whatever beta was)."""
     device: str | torch.device | None = None
     """Where to train; None takes CUDA if there is one, else MPS, else the CPU."""
     seed: int = 0
@@ -87,13 +176,23 @@ class TrainConfig:
         if not callable(self.objective):
             raise ValueError(f"objective must be a function, found {self.objective!r}")
         self.beta_at(0.0)
+        if isinstance(self.beta, Warmup | Cyclic) and self.beta.epochs > self.epochs:
+            raise ValueError(
+                f"beta must be a schedule of at most epochs = {self.epochs}, found {self.beta}: "
+                "training would stop before its end"
+            )
+        if _checks.weight("free_bits", self.free_bits) and self.objective is not elbo_terms:
+            raise ValueError(
+                f"free_bits = {self.free_bits} needs objective=elbo_terms itself, since the KL is "
+                f"computed anew for each dimension, found {self.objective!r}"
+            )
+        if self.keep not in ("last", "best"):
+            raise ValueError(f'keep must be "last" or "best", found {self.keep!r}')
 
     def beta_at(self, epoch: float) -> float:
         """The KL weight when `epoch` epochs are done."""
         beta = self.beta(epoch) if callable(self.beta) else self.beta
-        if not isinstance(beta, int | float) or not 0 <= beta < torch.inf:
-            raise ValueError(f"beta must be a finite number of at least 0, found {beta!r}")
-        return float(beta)
+        return _checks.weight("beta", beta)
 
 
 @dataclass
@@ -112,6 +211,17 @@ class History:
     """One dictionary for each epoch."""
     seconds: float = 0.0
     """Wall-clock time of the whole run."""
+
+    @property
+    def best_epoch(self) -> int:
+        """The epoch with the highest validation ELBO, the first of equals.
+
+        Raises:
+            ValueError: if there was no validation data.
+        """
+        if not self.rows or "validation_elbo" not in self.rows[0]:
+            raise ValueError("best_epoch needs validation data, found none: fit(..., validation=)")
+        return int(max(self.rows, key=lambda row: row["validation_elbo"])["epoch"])
 
     @property
     def frame(self) -> pd.DataFrame:
@@ -144,13 +254,18 @@ def fit(
     stay as they are: with a frozen decoder and prior, the encoder alone is trained. By turns
     (``config.encoder_steps``), figures are reported from the step of everything else.
 
+    With ``config.keep = "best"`` the model is given back as it was at its best on the validation
+    data, also when training ends in an error or is interrupted. That figure has been chosen as the
+    highest of several: report another data set's.
+
     Args:
-        model: a VAE or any module with ``encoder``, ``prior``, ``log_likelihood``, ``log_joint``.
+        model: a VAE or any module with ``encoder``, ``prior``, ``log_likelihood``, ``log_joint``,
+            or a :class:`~vaetutor.sequences.SequenceVAE`, which has ``log_prior`` for ``prior``.
             It is moved to the device and trained in place.
         x: data (N, ...) or an :class:`~vaetutor.data.Images`, which is binarised anew in every
             batch if it says "dynamic".
         config: see :class:`TrainConfig`.
-        validation: data on which the ELBO is reported after each epoch.
+        validation: data on which the ELBO is reported after each epoch, by the same draws.
 
     Returns:
         The :class:`History`.
@@ -158,8 +273,10 @@ def fit(
     Raises:
         ValueError: if the model is not an amortised one or has nothing to train; if the data are
             empty, not finite, of another width or dtype or outside the support of the decoder; if
-            the draws carry no gradient, or the objective does not give one value an example. All
-            of this is found before the first step.
+            the draws carry no gradient, or the objective does not give one value an example; if
+            free bits meet a KL that does not split into dimensions, or the best is to be kept
+            without validation data. All of this is found before the first step. A beta of your
+            own is looked at in every step, and may be refused in a later one.
         FloatingPointError: if a bound or a parameter stops being finite.
 
     Source: Kingma and Welling (2014), arXiv:1312.6114, algorithm 1; Adam: Kingma and Ba (2015),
@@ -175,13 +292,16 @@ def fit(
     config = TrainConfig() if config is None else config
     if not isinstance(config, TrainConfig):
         raise ValueError(f"config must be a TrainConfig, found {type(config).__name__}")
-    if not isinstance(model, AmortizedModel):
+    if not isinstance(model, AmortizedModel | AmortizedSequenceModel):
         raise ValueError(
-            "model must have encoder, prior, log_likelihood and log_joint, which "
-            f"{type(model).__name__} has not: build a VAE(encoder, decoder, prior)"
+            "model must have encoder, log_likelihood, log_joint and prior, or log_prior and check "
+            f"for prior, which {type(model).__name__} has not: build a VAE(encoder, decoder, "
+            "prior) or a SequenceVAE"
         )
     if not any(p.requires_grad for p in model.parameters()):
         raise ValueError("model has no trainable parameter: unfreeze one with requires_grad_()")
+    if config.keep == "best" and validation is None:
+        raise ValueError('keep = "best" needs validation data, found None: give validation=')
     device = pick_device(config.device)
     started = time.perf_counter()
     model.to(device)
@@ -199,16 +319,22 @@ def fit(
         _checks.disabled(),
         _progress_bar(n_steps, device, config.progress) as bar,
     ):
-        turns = _turns(model, config, device)
-        for epoch in range(config.epochs):
-            model.train()
-            row = _train_epoch(model, data, config, turns, epoch, bar)
-            if validation is not None:
-                with seeded(VALIDATION_SEED, device):
-                    row["validation_elbo"] = mean_terms(model, validation)["elbo"]
-            _require_finite(model, row, last=epoch + 1 == config.epochs)
-            history.rows.append(row)
-            _report(bar, row)
+        turns, best = _turns(model, config, device), None
+        try:
+            for epoch in range(config.epochs):
+                model.train()
+                row = _train_epoch(model, data, config, turns, epoch, bar)
+                if validation is not None:
+                    with seeded(VALIDATION_SEED, device):
+                        row["validation_elbo"] = mean_terms(model, validation)["elbo"]
+                _require_finite(model, row, last=epoch + 1 == config.epochs)
+                history.rows.append(row)
+                if config.keep == "best" and history.best_epoch == epoch + 1:
+                    best = copy.deepcopy(model.state_dict())
+                _report(bar, row)
+        finally:
+            if best is not None:
+                model.load_state_dict(best)
         bar.bar_format = "{desc}: {n_fmt}/{total_fmt} steps{postfix}"  # no clock in the last line
     history.seconds = time.perf_counter() - started
     return history
@@ -230,8 +356,12 @@ def _train_epoch(
         beta = config.beta_at(epoch + start / n)
         batch = present(data, order[start : start + config.batch_size])
         for optimizer in turns:
-            bound = config.objective(model, model.encoder(batch), batch, config.n_samples)
+            q = model.encoder(batch)
+            bound = config.objective(model, q, batch, config.n_samples)
             target, sums_of_batch = _target(bound, beta, len(batch))
+            if config.free_bits:
+                assert isinstance(bound, ElboTerms)  # TrainConfig has seen to it
+                target = bound.reconstruction - beta * _kl_with_free_bits(model, q, config)
             _ascend(target.mean(), optimizer, config.clip)
             bar.update()
         sums = sums + sums_of_batch
@@ -312,6 +442,22 @@ def _target(bound: Tensor | ElboTerms, beta: float, n: int) -> tuple[Tensor, Ten
     return bound, bound.detach().sum().unsqueeze(0)
 
 
+def _kl_with_free_bits(model: Any, q: td.Distribution, config: TrainConfig) -> Tensor:  # noqa: ANN401
+    """The sum over dimensions of max(free bits, mean KL over the batch), a scalar."""
+    if not hasattr(model, "prior"):
+        raise ValueError(
+            f"free_bits = {config.free_bits} needs a model with prior(), which "
+            f"{type(model).__name__} has not"
+        )
+    try:
+        divergences = kl_per_dimension(q, model.prior())
+    except ValueError as error:
+        raise ValueError(
+            f"free_bits = {config.free_bits} needs a KL that splits into dimensions: {error}"
+        ) from error
+    return divergences.mean(0).clamp(min=config.free_bits).sum()
+
+
 def pick_device(device: str | torch.device | None = None) -> torch.device:
     """Return `device`, or the best there is: CUDA, then MPS, then the CPU."""
     if device is not None:
@@ -330,10 +476,14 @@ def _check(
 ) -> None:
     """Look at all data, and send two rows through the objective before the first step."""
     check_data(model, x, name)
-    rows = torch.arange(min(2, len(x)), device=x.x.device if isinstance(x, Images) else x.device)
+    data = x.x if isinstance(x, Images) else x
+    rows = torch.arange(len(data), device=data.device)
+    if isinstance(model, SequenceModel):  # the shortest: their padding must not count
+        rows = data[..., -1].sum(-1).argsort()
     with seeded(config.seed, device), evaluating(model):
-        few = present(x, rows).detach().to(device)
-        bound = config.objective(model, model.encoder(few), few, config.n_samples)
+        few = present(x, rows[:2]).detach().to(device)
+        q = model.encoder(few)
+        bound = config.objective(model, q, few, config.n_samples)
     if not isinstance(bound, ElboTerms) and (callable(config.beta) or config.beta != 1):
         raise ValueError(
             f"beta = {config.beta} needs objective=elbo_terms, whose KL is a term by itself"

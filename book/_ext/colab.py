@@ -24,7 +24,7 @@ SETUP = """\
 import importlib.util
 
 if importlib.util.find_spec("vaetutor") is None:
-    %pip install -q "vaetutor @ git+{repository}@{branch}\""""
+    %pip install -q "vaetutor[sequences] @ git+{repository}@{branch}\""""
 
 
 def is_notebook(app: Sphinx, docname: str) -> bool:
