@@ -1405,8 +1405,8 @@ MUTANTS = [
         "surgery binarises before it is seeded",
         "rates",
         "    with seeded(seed, device_of(model)):\n"
-        "        encoder, shown = _ready(model, x, posterior)\n",
-        "    encoder, shown = _ready(model, x, posterior)\n"
+        "        encoder, shown = ready(model, x, posterior)\n",
+        "    encoder, shown = ready(model, x, posterior)\n"
         "    with seeded(seed, device_of(model)):\n",
         "rates",
     ),

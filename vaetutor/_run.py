@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from vaetutor import _checks
 from vaetutor.data import Images
-from vaetutor.model import SequenceModel
+from vaetutor.model import Posterior, SequenceModel
 
 CHECK_ROWS = 1000
 
@@ -77,6 +77,22 @@ def _look(model: Any, dtype: torch.dtype) -> Callable[[Tensor], object] | None: 
     shape = model.prior().event_shape
     origin = torch.zeros((1, 1, *shape), dtype=dtype, device=device_of(model))
     return lambda x: model.log_likelihood(x, origin)
+
+
+def ready(
+    model: Any,  # noqa: ANN401
+    x: Tensor | Images,
+    posterior: Posterior | None,
+) -> tuple[Posterior, Tensor]:
+    """The encoder, and the data as it sees them, checked and on the device of the model."""
+    check_data(model, x)
+    encoder = getattr(model, "encoder", None) if posterior is None else posterior
+    if encoder is None:
+        raise ValueError(
+            f"{type(model).__name__} has no encoder: pass posterior=, a function from x to a "
+            "distribution"
+        )
+    return encoder, present(x).to(device_of(model))
 
 
 def _is_dynamic(x: Tensor | Images) -> bool:

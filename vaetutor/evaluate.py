@@ -19,7 +19,7 @@ import torch.distributions as td
 from torch import Tensor
 
 from vaetutor import _checks
-from vaetutor._run import check_data, device_of, evaluating, present, seeded
+from vaetutor._run import check_data, device_of, evaluating, present, ready, seeded
 from vaetutor.data import Images
 from vaetutor.inference import InferenceGaps as InferenceGaps
 from vaetutor.inference import Refined as Refined
@@ -109,14 +109,7 @@ def log_evidence(
     """
     for name, value in (("n_samples", n_samples), ("chunk", chunk), ("batch_size", batch_size)):
         _checks.count(name, value)
-    check_data(model, x)
-    encoder = getattr(model, "encoder", None) if posterior is None else posterior
-    if encoder is None:
-        raise ValueError(
-            f"{type(model).__name__} has no encoder to propose draws: pass posterior=, a function "
-            "from x to a distribution"
-        )
-    shown = present(x).to(device_of(model))
+    encoder, shown = ready(model, x, posterior)
     with evaluating(model), evaluating(encoder):
         parts = [
             _streamed(model, encoder(b), b, n_samples, chunk) for b in shown.split(batch_size)

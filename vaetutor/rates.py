@@ -21,7 +21,7 @@ import torch.distributions as td
 from torch import Tensor
 
 from vaetutor import _checks
-from vaetutor._run import check_data, device_of, evaluating, present, seeded
+from vaetutor._run import device_of, evaluating, ready, seeded
 from vaetutor.data import Images
 from vaetutor.model import Posterior
 from vaetutor.objectives import _closed_form_kl, draw, elbo_terms
@@ -86,28 +86,12 @@ def rate_distortion(
     Source: Alemi et al. (2018), arXiv:1711.00464, section 2.
     """
     _checks.count("batch_size", batch_size)
-    encoder, shown = _ready(model, x, posterior)
+    encoder, shown = ready(model, x, posterior)
     with evaluating(model), evaluating(encoder):
         parts = [elbo_terms(model, _q(encoder, b), b, n_samples) for b in shown.split(batch_size)]
     rate = torch.cat([part.kl for part in parts])
     distortion = -torch.cat([part.reconstruction for part in parts])
     return RateDistortion(rate, distortion, all(part.kl_is_exact for part in parts))
-
-
-def _ready(
-    model: Any,  # noqa: ANN401
-    x: Tensor | Images,
-    posterior: Posterior | None,
-) -> tuple[Posterior, Tensor]:
-    """The encoder, and the data as it sees them, checked and on the device of the model."""
-    check_data(model, x)
-    encoder = getattr(model, "encoder", None) if posterior is None else posterior
-    if encoder is None:
-        raise ValueError(
-            f"{type(model).__name__} has no encoder: pass posterior=, a function from x to a "
-            "distribution"
-        )
-    return encoder, present(x).to(device_of(model))
 
 
 def _q(encoder: Posterior, x: Tensor) -> td.Distribution:
@@ -183,7 +167,7 @@ def active_units(
     """
     _checks.positive_number("threshold", threshold)
     _checks.count("batch_size", batch_size)
-    encoder, shown = _ready(model, x, posterior)
+    encoder, shown = ready(model, x, posterior)
     if len(shown) < 2:
         raise ValueError("x must hold at least two examples for a variance over them, found 1")
     with evaluating(model), evaluating(encoder):
@@ -226,7 +210,7 @@ def aggregate_posterior(
 
     Source: Hoffman and Johnson (2016), ELBO surgery; Makhzani et al. (2016), arXiv:1511.05644.
     """
-    encoder, shown = _ready(model, x, posterior)
+    encoder, shown = ready(model, x, posterior)
     with torch.no_grad(), evaluating(model), evaluating(encoder):
         return Mixture(shown.new_zeros(len(shown)), _of_one_length(_q(encoder, shown)))
 
@@ -317,7 +301,7 @@ def surgery(
             "has not"
         )
     with seeded(seed, device_of(model)):
-        encoder, shown = _ready(model, x, posterior)
+        encoder, shown = ready(model, x, posterior)
         n = len(shown)
         if n < 2:
             raise ValueError("x must hold at least two examples to be told apart, found 1")
