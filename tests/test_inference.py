@@ -13,10 +13,13 @@ from vaetutor import (
     Bernoulli,
     ConjugateNormal,
     DiagonalNormal,
+    FlowPosterior,
     FullNormal,
     Images,
     LinearGaussian,
     LowRankNormal,
+    MixtureNormal,
+    PlanarFlow,
     StandardNormal,
     elbo,
     elbo_terms,
@@ -590,3 +593,61 @@ def test_bad_input_to_the_gaps_is_refused(device, option, value, message):
     arguments = {"encoder": vae.encoder, "x": bits(), "reference": torch.zeros(6), option: value}
     with pytest.raises(ValueError, match=message):
         inference_gaps(vae, **arguments)
+
+
+# --- every family ------------------------------------------------------------------------------
+
+LADDER = {
+    "diagonal": lambda: DiagonalNormal(2),
+    "full": lambda: FullNormal(2),
+    "mixture": lambda: MixtureNormal(2, 6),
+    "implicit mixture": lambda: MixtureNormal(2, 6, "implicit"),
+    "planar flow": lambda: PlanarFlow(2, 4),
+    "spline flow": lambda: FlowPosterior(2, 4, transforms=2, hidden=(16,), bins=6),
+}
+
+
+@pytest.mark.parametrize("name", LADDER)
+def test_gaps_of_every_family(linear, name):
+    """Against the closed form where there is one, and adding up to the whole gap on a grid."""
+    plane = LinearGaussian(linear.weight[:, :2], linear.mean, 0.8)
+    x, family = plane.sample(3), LADDER[name]().double()
+    encoder = nn.Sequential(nn.Linear(8, family.n_parameters), family).double()
+    with torch.no_grad():  # at first near the posterior means, so that the search is short
+        encoder[0].weight.mul_(0.1)
+        encoder[0].bias.add_(0.1 * torch.randn(family.n_parameters))
+    optimizer = torch.optim.Adam(encoder.parameters(), 0.02)
+    for _ in range(200):
+        optimizer.zero_grad()
+        (-elbo(plane, encoder(x), x, 8)).mean().backward()
+        optimizer.step()
+    gaps = inference_gaps(plane, encoder, x, n_samples=4000)
+    exact = plane.log_evidence(x)
+    torch.testing.assert_close(gaps.log_evidence, exact)
+    with torch.no_grad():
+        left = exact - elbo(plane, encoder(x), x, 4000)
+    error = gaps.standard_error["total"].clamp(min=1e-9) * 2**0.5
+    assert ((gaps.total - left).abs() < Z_LIMIT * error + 0.02).all()
+    assert (gaps.amortization > -Z_LIMIT * gaps.standard_error["amortization"] - 1e-9).all()
+    best = mean_field_gap(plane.posterior(x))
+    approximation = gaps.approximation
+    if name == "diagonal":
+        assert ((approximation - best).abs() < 0.02).all()
+    elif name == "full":
+        assert (approximation < 0.02).all()
+    else:
+        noise = Z_LIMIT * gaps.standard_error["approximation"]
+        assert (approximation > -noise).all() and (approximation < best + noise + 0.02).all()
+
+
+def test_a_ladder_of_nested_families_on_two_modes():
+    """Each rung holds the one before: the best KL cannot rise. Two modes need the last."""
+    none, found = torch.zeros(8, 1), []
+    for family in (DiagonalNormal(2), FullNormal(2), MixtureNormal(2, 2), MixtureNormal(2, 6)):
+        start = 0.7 * torch.randn(8, family.n_parameters)
+        q = refine(targets.U1, family, none, start, 800, objective=elbo).q
+        with torch.no_grad():
+            found.append((targets.U1.log_z().value - elbo(targets.U1, q, none, 20_000)).min())
+    diagonal, full, two, six = found
+    assert abs(full - 0.9024) < 0.03 and diagonal > full - 0.03
+    assert two < full - 0.3 and six < two - 0.05

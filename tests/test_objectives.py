@@ -203,7 +203,8 @@ def test_table_and_network_share_the_family(linear):
 
 def test_draw_returns_z_with_its_density(float64):
     q = diagonal(torch.zeros(4, 2), torch.ones(4, 2))
-    z, log_q = draw(q, 7)
+    z, log_q, log_share = draw(q, 7)
+    assert log_share is None
     assert z.shape == (7, 4, 2) and log_q.shape == (7, 4)
     torch.testing.assert_close(log_q, q.log_prob(z))
 

@@ -11,11 +11,14 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from vaetutor import circular as circular
     from vaetutor import data as data
     from vaetutor import exact as exact
     from vaetutor import inference as inference
     from vaetutor import plots as plots
     from vaetutor import targets as targets
+    from vaetutor.circular import Product as Product
+    from vaetutor.circular import ProjectedNormal as ProjectedNormal
     from vaetutor.data import Images as Images
     from vaetutor.data import RotatedImages as RotatedImages
     from vaetutor.data import digits as digits
@@ -35,9 +38,13 @@ if TYPE_CHECKING:
     from vaetutor.families import DiagonalNormal as DiagonalNormal
     from vaetutor.families import FullNormal as FullNormal
     from vaetutor.families import LowRankNormal as LowRankNormal
+    from vaetutor.families import MixtureNormal as MixtureNormal
     from vaetutor.families import Normal as Normal
+    from vaetutor.flows import FlowPosterior as FlowPosterior
     from vaetutor.flows import FlowPrior as FlowPrior
+    from vaetutor.flows import PlanarFlow as PlanarFlow
     from vaetutor.gradients import GradientMoments as GradientMoments
+    from vaetutor.gradients import doubly_reparameterised as doubly_reparameterised
     from vaetutor.gradients import gradient_moments as gradient_moments
     from vaetutor.gradients import pathwise as pathwise
     from vaetutor.gradients import score_function as score_function
@@ -67,6 +74,7 @@ if TYPE_CHECKING:
     from vaetutor.objectives import kl_per_dimension as kl_per_dimension
     from vaetutor.objectives import log_weights as log_weights
     from vaetutor.priors import MixturePrior as MixturePrior
+    from vaetutor.priors import Standard as Standard
     from vaetutor.priors import StandardNormal as StandardNormal
     from vaetutor.priors import VampPrior as VampPrior
     from vaetutor.quadrature import EightSchools as EightSchools
@@ -92,6 +100,7 @@ if TYPE_CHECKING:
     from vaetutor.vowels import japanese_vowels as japanese_vowels
 
 _HOME = {
+    "circular": ("Product", "ProjectedNormal"),
     "data": ("Images", "RotatedImages", "digits", "mnist", "rotated_digits"),
     "evaluate": ("LogEvidence", "log_evidence", "pareto_k", "summary"),
     "exact": (
@@ -102,10 +111,18 @@ _HOME = {
         "mean_field",
         "mean_field_gap",
     ),
-    "families": ("Bernoulli", "DiagonalNormal", "FullNormal", "LowRankNormal", "Normal"),
-    "flows": ("FlowPrior",),
+    "families": (
+        "Bernoulli",
+        "DiagonalNormal",
+        "FullNormal",
+        "LowRankNormal",
+        "MixtureNormal",
+        "Normal",
+    ),
+    "flows": ("FlowPosterior", "FlowPrior", "PlanarFlow"),
     "gradients": (
         "GradientMoments",
+        "doubly_reparameterised",
         "gradient_moments",
         "pathwise",
         "score_function",
@@ -136,7 +153,7 @@ _HOME = {
         "log_weights",
     ),
     "plots": (),
-    "priors": ("MixturePrior", "StandardNormal", "VampPrior"),
+    "priors": ("MixturePrior", "Standard", "StandardNormal", "VampPrior"),
     "quadrature": ("EightSchools", "GridPosterior", "grid_posterior"),
     "rates": (
         "ActiveUnits",

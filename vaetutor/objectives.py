@@ -29,12 +29,29 @@ from vaetutor.model import LatentVariableModel, SequenceModel, TwoTermModel
 
 
 class Draws(NamedTuple):
-    """Draws from q and their log-density."""
+    r"""Draws from q, their log-density, and what each of them counts for.
+
+    Together they stand for an expectation under q. Independent draws count the same, 1/S each. A
+    mixture draws from every component c and weights by its probability, :math:`\pi_c / S`.
+    """
 
     z: Tensor
-    """The draws, shape (S, B, D)."""
+    """The draws, shape (S, B, D); (S C, B, D) where each of C components gives S draws."""
     log_q: Tensor
-    """log q(z), shape (S, B), in nats."""
+    """log q(z), shape (S, B) or (S C, B), in nats."""
+    log_share: Tensor | None = None
+    """Log of the share of each draw, (S C, B); the exponentials sum to 1 over the draws. None
+    where all count the same."""
+
+    def mean(self, f: Tensor) -> Tensor:
+        """Estimate E_q[f], shape (B,), by the values f of all draws, in the shape of `log_q`."""
+        return f.mean(0) if self.log_share is None else (self.log_share.exp() * f).sum(0)
+
+    def log_mean(self, log_f: Tensor) -> Tensor:
+        """Logarithm of the estimate of E_q[exp(log_f)], shape (B,)."""
+        if self.log_share is None:
+            return log_f.logsumexp(0) - math.log(len(log_f))
+        return (self.log_share + log_f).logsumexp(0)
 
 
 class ElboTerms(NamedTuple):
@@ -53,31 +70,51 @@ class ElboTerms(NamedTuple):
         return self.reconstruction - self.kl
 
 
-def draw(q: td.Distribution, n_samples: int) -> Draws:
+def draw(q: td.Distribution, n_samples: int, independent: bool = False) -> Draws:
     r"""Draw :math:`z^{(s)} \sim q` and evaluate :math:`\log q(z^{(s)})`.
 
-    Draws are reparameterised where q can do it, so that gradients reach its parameters. They come
-    from torch's global random state, since distributions take no generator.
+    Draws are reparameterised where q can do it, so that gradients reach its parameters. A mixture
+    that can draw from every component does so, and the gradient reaches its weights by the shares
+    (:class:`~vaetutor.families.MixtureNormal`). A flow gives a draw and its density in one pass.
+    Draws come from torch's global random state, since distributions take no generator.
 
     Args:
         q: distribution with batch shape (B,) and event shape (D,).
-        n_samples: number of draws S for each example.
+        n_samples: number of draws S for each example, or for each component of one.
+        independent: draw from q itself also where it could draw from every component. Such draws
+            of a mixture carry no gradient.
 
     Returns:
-        ``Draws(z, log_q)`` with shapes (S, B, D) and (S, B), log_q in nats.
+        ``Draws(z, log_q, log_share)`` with shapes (S, B, D), (S, B) and None, or (S C, B, D) and
+        twice (S C, B) for a mixture of C components; log_q in nats.
 
     Raises:
         ValueError: for n_samples < 1, a q without exactly one batch and one event dimension, or a
             q with trainable parameters whose draws carry no gradient (call it under
             ``torch.no_grad()`` when only the value is wanted).
+
+    Source: draws from every component: Roeder et al. (2017), arXiv:1703.09194, section 6.1;
+    Morningstar et al. (2021), arXiv:2003.01687.
     """
-    z = _draw_z(q, n_samples)
-    log_q = q.log_prob(z)
-    _require_gradient(q, z, log_q)
-    return Draws(z, log_q)
+    shape = _check_draw(q, n_samples)
+    if not independent and hasattr(q, "rsample_each"):
+        draws = Draws(*q.rsample_each(n_samples))
+    elif hasattr(q, "rsample_and_log_prob"):
+        draws = Draws(*q.rsample_and_log_prob(shape))
+    else:
+        z = _draw_z(q, n_samples)
+        draws = Draws(z, q.log_prob(z))
+    _require_gradient(q, draws.z, draws.log_q)
+    return draws
 
 
 def _draw_z(q: td.Distribution, n_samples: int) -> Tensor:
+    """Independent draws (S, B, D)."""
+    shape = _check_draw(q, n_samples)
+    return q.rsample(shape) if q.has_rsample else q.sample(shape)
+
+
+def _check_draw(q: td.Distribution, n_samples: int) -> torch.Size:
     _checks.count("n_samples", n_samples)
     if not isinstance(q, td.Distribution):
         raise ValueError(
@@ -90,8 +127,7 @@ def _draw_z(q: td.Distribution, n_samples: int) -> Tensor:
             f"{tuple(q.batch_shape)} and {tuple(q.event_shape)}: give x as a batch, and wrap a "
             "distribution over single numbers in torch.distributions.Independent"
         )
-    shape = torch.Size((n_samples,))
-    return q.rsample(shape) if q.has_rsample else q.sample(shape)
+    return torch.Size((n_samples,))
 
 
 def _require_gradient(q: td.Distribution, z: Tensor, other: Tensor) -> None:
@@ -108,6 +144,9 @@ def log_weights(
 ) -> Tensor:
     r"""Log importance weights :math:`\log p(x, z^{(s)}) - \log q(z^{(s)})`.
 
+    The draws are independent, so that the weights can be judged: by their spread, their effective
+    sample size, their tail. For a mixture that trains, take :func:`elbo` or :func:`iwae`.
+
     Args:
         model: anything with ``log_joint(x, z)``.
         q: the proposal, batch shape (B,).
@@ -120,12 +159,15 @@ def log_weights(
     Raises:
         ValueError: as :func:`draw`, or if x is empty, not finite or does not have B rows.
     """
-    z, log_q = draw(q, n_samples)
+    return _log_weights(model, draw(q, n_samples, independent=True), x)
+
+
+def _log_weights(model: LatentVariableModel, draws: Draws, x: Tensor) -> Tensor:
     _checks.batch("x", x)
-    _checks.draws(x, z)
-    log_joint = model.log_joint(x, z)
-    _checks.shape("log_joint(x, z)", log_joint, log_q.shape)  # or it broadcasts, silently
-    return log_joint - log_q
+    _checks.draws(x, draws.z)
+    log_joint = model.log_joint(x, draws.z)
+    _checks.shape("log_joint(x, z)", log_joint, draws.log_q.shape)  # or it broadcasts, silently
+    return log_joint - draws.log_q
 
 
 def elbo(model: LatentVariableModel, q: td.Distribution, x: Tensor, n_samples: int = 1) -> Tensor:
@@ -143,11 +185,12 @@ def elbo(model: LatentVariableModel, q: td.Distribution, x: Tensor, n_samples: i
         Tensor (B,), nats per example.
 
     Raises:
-        ValueError: as :func:`log_weights`.
+        ValueError: as :func:`draw` and :func:`log_weights`.
 
     Source: Jordan et al. (1999), section 6; Kingma and Welling (2014), arXiv:1312.6114, eq. 2.
     """
-    return log_weights(model, q, x, n_samples).mean(0)
+    draws = draw(q, n_samples)
+    return draws.mean(_log_weights(model, draws, x))
 
 
 def elbo_terms(
@@ -168,7 +211,7 @@ def elbo_terms(
         ``.kl_is_exact``: False where the KL came from the draws.
 
     Raises:
-        ValueError: as :func:`log_weights`, or if the model comes in one piece, ``log_joint``.
+        ValueError: as :func:`elbo`, or if the model comes in one piece, ``log_joint``.
 
     Source: Kingma and Welling (2014), arXiv:1312.6114, equations 3 and 7.
     """
@@ -180,30 +223,39 @@ def elbo_terms(
             f"{type(model).__name__} without {' and '.join(missing)}: use elbo, which needs "
             "log_joint(x, z) only"
         )
-    z = _draw_z(q, n_samples)
+    _check_draw(q, n_samples)
     _checks.batch("x", x)
-    _checks.draws(x, z)
+    prior = None if hasattr(model, "log_prior") else model.prior()
+    divergence = None if prior is None else _closed_form_kl(q, prior)
+    exact = divergence is not None
+    draws = _draws_alone(q, n_samples) if exact else draw(q, n_samples)
+    _checks.draws(x, draws.z)
+    if divergence is None:
+        log_prior = _log_prior(model, prior, x, draws.z)
+        divergence = draws.mean(draws.log_q - log_prior)
+    log_likelihood = model.log_likelihood(x, draws.z)
+    _checks.shape("log_likelihood(x, z)", log_likelihood, draws.z.shape[:2])
+    return ElboTerms(draws.mean(log_likelihood), divergence, exact)
+
+
+def _log_prior(
+    model: TwoTermModel | SequenceModel, prior: td.Distribution | None, x: Tensor, z: Tensor
+) -> Tensor:
+    """log p(z), which may depend on the length of x, (S, B)."""
+    if prior is not None:
+        return prior.log_prob(z)
+    assert hasattr(model, "log_prior")
+    log_prior = model.log_prior(x, z)
+    _checks.shape("log_prior(x, z)", log_prior, z.shape[:2])
+    return log_prior
+
+
+def _draws_alone(q: td.Distribution, n_samples: int) -> Draws:
+    """Independent draws for a closed form, which needs no density: that is left out, at zero."""
+    z = _draw_z(q, n_samples)
     if torch.is_grad_enabled() and not z.requires_grad:
         _require_gradient(q, z, q.log_prob(z))
-    divergence, exact = _divergence(model, q, x, z)
-    log_likelihood = model.log_likelihood(x, z)
-    _checks.shape("log_likelihood(x, z)", log_likelihood, z.shape[:2])
-    return ElboTerms(log_likelihood.mean(0), divergence, exact)
-
-
-def _divergence(
-    model: TwoTermModel | SequenceModel, q: td.Distribution, x: Tensor, z: Tensor
-) -> tuple[Tensor, bool]:
-    """KL(q || p(z)), (B,), and whether it is in closed form or from the draws."""
-    if hasattr(model, "log_prior"):
-        log_prior = model.log_prior(x, z)
-        _checks.shape("log_prior(x, z)", log_prior, z.shape[:2])
-        return (q.log_prob(z) - log_prior).mean(0), False
-    prior = model.prior()
-    closed = _closed_form_kl(q, prior)
-    if closed is not None:
-        return closed, True
-    return (q.log_prob(z) - prior.log_prob(z)).mean(0), False
+    return Draws(z, z.new_zeros(z.shape[:2]))
 
 
 def iwae(model: LatentVariableModel, q: td.Distribution, x: Tensor, n_samples: int = 1) -> Tensor:
@@ -217,14 +269,18 @@ def iwae(model: LatentVariableModel, q: td.Distribution, x: Tensor, n_samples: i
         n_samples: the number of draws K inside the logarithm.
 
     Returns:
-        Tensor (B,), one unbiased estimate of :math:`\mathcal{L}_K` for each example, nats.
+        Tensor (B,), one unbiased estimate of :math:`\mathcal{L}_K` for each example, nats. A
+        mixture that draws from each of C components puts all K C draws, by their shares, into the
+        logarithm; for K = 1 that lies above its ELBO already.
 
     Raises:
-        ValueError: as :func:`log_weights`.
+        ValueError: as :func:`elbo`.
 
-    Source: Burda et al. (2016), arXiv:1509.00519, equation 8.
+    Source: Burda et al. (2016), arXiv:1509.00519, equation 8; by draws from every component:
+    Morningstar et al. (2021), arXiv:2003.01687.
     """
-    return log_weights(model, q, x, n_samples).logsumexp(0) - math.log(n_samples)
+    draws = draw(q, n_samples)
+    return draws.log_mean(_log_weights(model, draws, x))
 
 
 def kl(q: td.Distribution, p: td.Distribution, draws: Draws | None = None) -> Tensor:
@@ -263,7 +319,7 @@ def kl(q: td.Distribution, p: td.Distribution, draws: Draws | None = None) -> Te
             "draws=draw(q, n_samples) for a Monte Carlo estimate"
         )
     _checks.shape("draws.log_q", draws.log_q, (len(draws.log_q), *q.batch_shape))
-    return (draws.log_q - p.log_prob(draws.z)).mean(0)
+    return draws.mean(draws.log_q - p.log_prob(draws.z))
 
 
 def kl_per_dimension(q: td.Distribution, p: td.Distribution) -> Tensor:

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from vaetutor import _checks
 from vaetutor.families import DiagonalNormal, inverse_positive
+from vaetutor.model import Family
 
 _AT_ONCE = 2**19  # numbers held while a density is evaluated: 2 MB in float32, fits a cache
 _FORBIDDEN = (nn.modules.dropout._DropoutNd, nn.modules.batchnorm._BatchNorm)
@@ -60,6 +61,40 @@ class StandardNormal(nn.Module):
 
     def extra_repr(self) -> str:
         return f"{self.dim}"
+
+
+class Standard(nn.Module):
+    r"""The member of a family at λ = 0, as a fixed prior.
+
+    .. math:: p(z) = q_{\lambda = 0}(z).
+
+    For a diagonal normal it is the standard normal, for angles the uniform distribution, and for
+    a product the product of these.
+
+    Args:
+        family: a family without trainable parameters.
+
+    Called with nothing, it returns a distribution with the event shape of the family.
+
+    Raises:
+        ValueError: for a family with trainable parameters, which would not stay fixed.
+
+    >>> from vaetutor import ProjectedNormal
+    >>> Standard(ProjectedNormal(1))().log_prob(torch.tensor([0.3])).exp() * 2 * math.pi
+    tensor(1.0000)
+    """
+
+    lam: Tensor
+
+    def __init__(self, family: Family) -> None:
+        super().__init__()
+        if isinstance(family, nn.Module) and next(family.parameters(), None) is not None:
+            raise ValueError(f"family must have no trainable parameters, found {family}")
+        self.family = family
+        self.register_buffer("lam", torch.zeros(family.n_parameters), persistent=False)
+
+    def forward(self) -> td.Distribution:
+        return self.family(self.lam)
 
 
 class Mixture(td.MixtureSameFamily):

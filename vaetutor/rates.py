@@ -307,7 +307,7 @@ def surgery(
             raise ValueError("x must hold at least two examples to be told apart, found 1")
         with evaluating(model), evaluating(encoder):
             q = _q(encoder, shown)
-            z, log_q = draw(q, n_samples)
+            z, log_q, _ = draw(q, n_samples, independent=True)
             prior = model.prior()
             divergence = _closed_form_kl(q, prior)
             log_p = torch.cat([prior.log_prob(b) for b in z.flatten(0, 1).split(AT_ONCE)])
