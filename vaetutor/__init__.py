@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from vaetutor import data as data
     from vaetutor import exact as exact
     from vaetutor import inference as inference
+    from vaetutor import ledger as ledger
     from vaetutor import plots as plots
     from vaetutor import targets as targets
     from vaetutor.circular import Product as Product
@@ -129,6 +130,7 @@ _HOME = {
         "sticking_the_landing",
     ),
     "inference": ("InferenceGaps", "Refined", "inference_gaps", "refine"),
+    "ledger": (),
     "markov": ("MarkovNormal", "NormalChain"),
     "model": (
         "VAE",
