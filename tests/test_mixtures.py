@@ -244,6 +244,23 @@ def test_an_implicit_gradient_of_one_component_is_the_path(float64):
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-9)
 
 
+def test_draws_of_a_fixed_mixture_are_plain_numbers():
+    z = MixtureNormal(2, 3, "implicit")(torch.zeros(4, 15)).rsample((3,))
+    assert not z.requires_grad
+
+
+def test_a_draw_that_counts_for_nothing_adds_nothing(float64):
+    """A component with no weight, drawn where f is -inf; independent draws would not see it."""
+    lam = torch.tensor([[800.0, -800.0, 1.0, -1.0, 0.0, 0.0]])
+    draws = draw(MixtureNormal(1, 2, spread=0)(lam), 5)
+    f = torch.where(draws.z[..., 0] > 0, 2.0, -torch.inf)
+    f[0] = 2.0
+    f[2::2] = 2.0
+    assert (f == -torch.inf).any() and draws.mean(f).item() == 2
+    with pytest.raises(ValueError, match="f must have shape"):
+        draws.mean(draws.z)
+
+
 def test_naive_draws_carry_no_gradient():
     """Choosing a component and moving with it would lose the gradient of the weights."""
     q = MixtureNormal(2, 3)(torch.zeros(4, 15, requires_grad=True))
@@ -383,6 +400,7 @@ def test_protocol_and_refusals(gradient):
     ("change", "words"),
     [
         ({"dim": 0}, "dim"),
+        ({"dim": 30_000}, "dim must be at most 21201"),
         ({"components": 0}, "components"),
         ({"components": 2.0}, "components"),
         ({"gradient": "naive"}, 'gradient must be "each" or "implicit", found \'naive\''),

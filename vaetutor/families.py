@@ -282,15 +282,18 @@ class _ImplicitGradient(_MixtureNormal):
 
     def rsample(self, sample_shape: torch.types._size = torch.Size()) -> Tensor:  # noqa: B008
         z = self.sample(sample_shape)
-        if not torch.is_grad_enabled():
+        u = self._noise_of(z)
+        if not u.requires_grad:
             return z
-        at = z.requires_grad_()
-        u = self._noise_of(at)
-        rows = [torch.autograd.grad(u_d.sum(), at, retain_graph=True)[0] for u_d in u.unbind(-1)]
+        at = z.clone().requires_grad_()
+        u_at = self._noise_of(at)
+        rows = [
+            torch.autograd.grad(u_d.sum(), at, retain_graph=True)[0] for u_d in u_at.unbind(-1)
+        ]
         slope = torch.stack(rows, -2)  # lower triangular, its diagonal the conditional densities
         change = (u - u.detach()).unsqueeze(-1)  # zero, with the gradient of u
         moved = torch.linalg.solve_triangular(slope, change, upper=False).squeeze(-1)
-        return z.detach() - moved
+        return z - moved
 
     def _noise_of(self, z: Tensor) -> Tensor:
         """Uniform noise u_d = F(z_d | z_1, ..., z_{d-1}), (..., D), that z could come from."""
@@ -340,8 +343,10 @@ class MixtureNormal(_Family):
     Source: Jaakkola and Jordan (1998), for mixtures as variational families; draws from every
     component: Morningstar et al. (2021), arXiv:2003.01687; implicit gradients: Graves (2016),
     arXiv:1607.05690, and Figurnov et al. (2018), arXiv:1805.08498, equation 5. Cost of an implicit
-    draw: D backward passes through F. Its gradient has a large variance where modes are far
-    apart: ∂F/∂z is the density, which is next to nothing between them.
+    draw: D backward passes through F. First derivatives only. Where
+    modes are far apart their variance is large and carried by few draws, since ∂F/∂z is the
+    density, next to nothing between the modes; further apart no draw falls there, and the gradient
+    of the weights is missing without a sign.
 
     >>> q = MixtureNormal(2, components=3)(torch.zeros(5, 15))
     >>> q.batch_shape, q.event_shape, q.mixture_distribution.probs[0]
@@ -359,6 +364,8 @@ class MixtureNormal(_Family):
     ) -> None:
         super().__init__()
         self.dim = _checks.count("dim", dim)
+        if dim > torch.quasirandom.SobolEngine.MAXDIM:
+            raise ValueError(f"dim must be at most 21201, for its Sobol sequence, found {dim}")
         self.components = _checks.count("components", components)
         if gradient not in ("each", "implicit"):
             raise ValueError(f'gradient must be "each" or "implicit", found {gradient!r}')

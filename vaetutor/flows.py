@@ -135,8 +135,8 @@ class PlanarFlow(_Family):
 
     .. math:: \hat u = \frac{u}{1 + \max(0, -w^\top u)} :
 
-    a u that is allowed stays as it is, one that is not is shortened, and every invertible map
-    comes from exactly one u.
+    a u that is allowed stays as it is, one that is not is shortened, and for given w and b every
+    invertible map comes from exactly one u. (-u, -w, -b) is the same map as (u, w, b).
 
     Args:
         dim: number of latent dimensions :math:`D`.
@@ -145,8 +145,10 @@ class PlanarFlow(_Family):
     Called with λ of shape (..., 2 D + T (2 D + 1)), it returns a distribution with batch shape
     (...) and event shape (D,). λ = 0 gives the standard normal; there u and w have no gradient,
     since each is multiplied by the other: start them off zero. A draw comes with its density in
-    one pass; the density of any other z takes a root search for each map. There is no closed form
-    for a KL from it.
+    one pass; the density of any other z takes a root search for each map. In float32 that search
+    loses digits where a map squeezes hard: by 0.04 nats at the worst for entries of u and w about
+    5, and by 1 nat for entries about 30. Take float64 beyond. There is no closed form for a KL
+    from it.
 
     Raises:
         ValueError: for a number below 1, a λ of another width, or one that is not finite.

@@ -16,8 +16,9 @@ Every estimator here has one signature, ``estimator(target, q, x, n_samples)``, 
 (B,). The `target` is a latent variable model, whose integrand is
 :math:`f = \log w = \log p(x, z) - \log q(z)` and whose expectation is the ELBO, or a plain
 function f of z, (S, B, D) to (S, B), that needs no x. **The value is always the mean of f over the
-draws; an estimator changes only the gradient** that autograd finds behind it. So each of them is
-an ``objective`` for :func:`vaetutor.fit`, with :func:`functools.partial` for its options.
+draws, each by its share; an estimator changes only the gradient** that autograd finds behind it.
+So each of them is an ``objective`` for :func:`vaetutor.fit`, with :func:`functools.partial` for
+its options.
 """
 
 from __future__ import annotations
@@ -56,7 +57,8 @@ def pathwise(
 
     Args:
         target: a model with ``log_joint(x, z)``, or a function of z, (S, B, D) to (S, B).
-        q: distribution with batch shape (B,) and reparameterised draws.
+        q: distribution with batch shape (B,) and reparameterised draws, or a mixture with draws
+            from every component.
         x: observations (B, ...); not used by a function.
         n_samples: number of draws S.
 

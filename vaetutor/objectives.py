@@ -45,7 +45,11 @@ class Draws(NamedTuple):
 
     def mean(self, f: Tensor) -> Tensor:
         """Estimate E_q[f], shape (B,), by the values f of all draws, in the shape of `log_q`."""
-        return f.mean(0) if self.log_share is None else (self.log_share.exp() * f).sum(0)
+        _checks.shape("f", f, self.log_q.shape)
+        if self.log_share is None:
+            return f.mean(0)
+        share = self.log_share.exp()
+        return torch.where(share > 0, share * f, 0).sum(0)  # a draw that counts for nothing
 
     def log_mean(self, log_f: Tensor) -> Tensor:
         """Logarithm of the estimate of E_q[exp(log_f)], shape (B,)."""
@@ -82,7 +86,7 @@ def draw(q: td.Distribution, n_samples: int, independent: bool = False) -> Draws
         q: distribution with batch shape (B,) and event shape (D,).
         n_samples: number of draws S for each example, or for each component of one.
         independent: draw from q itself also where it could draw from every component. Such draws
-            of a mixture carry no gradient.
+            carry no gradient.
 
     Returns:
         ``Draws(z, log_q, log_share)`` with shapes (S, B, D), (S, B) and None, or (S C, B, D) and
@@ -93,7 +97,7 @@ def draw(q: td.Distribution, n_samples: int, independent: bool = False) -> Draws
             q with trainable parameters whose draws carry no gradient (call it under
             ``torch.no_grad()`` when only the value is wanted).
 
-    Source: draws from every component: Roeder et al. (2017), arXiv:1703.09194, section 6.1;
+    Source: draws from every component: Roeder et al. (2017), arXiv:1703.09194;
     Morningstar et al. (2021), arXiv:2003.01687.
     """
     shape = _check_draw(q, n_samples)
