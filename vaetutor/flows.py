@@ -221,11 +221,11 @@ class FlowPosterior(_Family):
     that the family ends. A search over λ, as :func:`vaetutor.refine` makes it, leaves them as they
     are: it finds the best of the densities that this flow can reach by its context.
 
-    Three orientations differ in what is cheap. Networks of a *coupling* see half of the dimensions
-    and move the other half, so both directions take two passes. A *masked* map sees all earlier
-    dimensions: a density takes one pass, and a draw D passes. An *inverse* one is that map the
-    other way round: a draw with its own density takes one pass, and the density of any other z
-    takes D.
+    Three orientations differ in what is cheap, counted in passes of a map's network. Those of a
+    *coupling* see half of the dimensions and move the other half: a density takes one pass, a draw
+    with its density three. A *masked* map sees all earlier dimensions: a density takes one pass,
+    a draw with its density D + 1. An *inverse* one is that map the other way round: a draw with
+    its own density takes one pass, and the density of any other z takes D + 1.
 
     Args:
         dim: number of latent dimensions :math:`D`.
