@@ -1766,8 +1766,15 @@ MUTANTS = [
     Mutant(
         "angles: the noise carries no path",
         "circular",
-        "return torch.atan2(y[..., 1], y[..., 0])\n\n    def log_prob",
-        "return torch.atan2(y[..., 1], y[..., 0]).detach() + 0 * y[..., 0]\n\n    def log_prob",
+        "return angle + inverse * (",
+        "return angle + 0 * inverse * (",
+        "circular",
+    ),
+    Mutant(
+        "angles: the path of a vector of length one",
+        "circular",
+        "inverse = torch.exp(log_ndtr - _log_integral_of_ndtr(along))",
+        "inverse = torch.ones_like(along)",
         "circular",
     ),
     Mutant(

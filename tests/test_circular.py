@@ -114,6 +114,24 @@ def test_gradients_of_an_expectation_are_those_of_its_closed_form(float64, mean)
     assert ((found.mean - torch.tensor(exact)).abs() < Z_LIMIT * found.standard_error).all()
 
 
+def test_the_path_is_averaged_over_the_length_of_the_vector(float64):
+    """Against draws whose vectors are known, at the same angle; and without their heavy tail."""
+    m = torch.tensor([0.4, -0.3])
+    lam = m.expand(200_000, 2).clone().requires_grad_()
+    torch.manual_seed(3)
+    angle = ProjectedNormal(1)(lam).rsample()[:, 0]
+    (averaged,) = torch.autograd.grad(angle.sum(), lam)
+    torch.manual_seed(3)
+    y = lam + torch.randn(200_000, 2)
+    by_hand = torch.atan2(y[:, 1], y[:, 0])
+    torch.testing.assert_close(by_hand, angle)
+    (path,) = torch.autograd.grad(by_hand.sum(), lam)
+    for f in (angle.cos(), (2 * angle).sin(), (3 * angle).cos()):  # any function of the angle
+        off = f.detach().unsqueeze(-1) * (path - averaged)
+        assert z_score(off, 0) < Z_LIMIT
+    assert averaged.norm(dim=1).max() < 10 < 100 < path.norm(dim=1).max()
+
+
 def test_gradients_of_the_density_are_right_by_finite_differences(float64):
     family = ProjectedNormal(2)
     for scale in (0.1, 1.0, 10.0, 60.0):

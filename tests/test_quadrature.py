@@ -477,5 +477,5 @@ def test_bad_schools_are_refused(schools):
 
 
 def test_draw_and_model_agree_on_the_axes(schools):
-    z, log_q = draw(DiagonalNormal(10)(torch.zeros(1, 20)), 7)
+    z, log_q, _ = draw(DiagonalNormal(10)(torch.zeros(1, 20)), 7)
     assert schools.log_joint(schools.observed, z).shape == log_q.shape == (7, 1)

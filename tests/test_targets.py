@@ -115,7 +115,7 @@ def test_log_z_is_elbo_plus_kl(float64, target):
     """The ELBO from 100,000 draws against log Z - KL(q || p) by the grid."""
     q = DiagonalNormal(2)(torch.tensor([[0.5, 0.3, -0.2, 0.1]]))
     x = torch.zeros(1, 1)
-    z, log_q = draw(q, 100_000)
+    z, log_q, _ = draw(q, 100_000)
     terms = target.log_joint(x, z) - log_q
     grid = grid_posterior(target, x, *target.domain, 401)
     expected = target.log_z().value - grid.kl_from(q).item()

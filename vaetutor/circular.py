@@ -64,8 +64,16 @@ class _ProjectedNormal(td.Distribution):
 
     def rsample(self, sample_shape: torch.types._size = torch.Size()) -> Tensor:  # noqa: B008
         shape = torch.Size((*sample_shape, *self.loc.shape))
-        y = self.loc + torch.randn(shape, dtype=self.loc.dtype, device=self.loc.device)
-        return torch.atan2(y[..., 1], y[..., 0])
+        with torch.no_grad():
+            y = self.loc + torch.randn(shape, dtype=self.loc.dtype, device=self.loc.device)
+            angle = torch.atan2(y[..., 1], y[..., 0])
+            cosine, sine = angle.cos(), angle.sin()
+            along = self.loc[..., 0] * cosine + self.loc[..., 1] * sine
+            # E[1 / |y|] given the angle; 1 / |y| itself has an infinite variance.
+            log_ndtr = torch.special.log_ndtr(along)
+            inverse = torch.exp(log_ndtr - _log_integral_of_ndtr(along))
+        moved = self.loc - self.loc.detach()  # zero, with the gradient of m
+        return angle + inverse * (moved[..., 1] * cosine - moved[..., 0] * sine)
 
     def log_prob(self, value: Tensor) -> Tensor:
         if self._validate_args:
@@ -100,6 +108,11 @@ class ProjectedNormal(_Family):
 
     Raises:
         ValueError: for a λ of another width, or one that is not finite.
+
+    A draw moves with m by :math:`d\theta = (\cos\theta\, dm_2 - \sin\theta\, dm_1) / \rho`, ρ
+    being the length of :math:`m + \varepsilon`. Its gradient takes the mean of 1/ρ for this θ,
+    :math:`\Phi(t) / (\varphi(t) + t\, \Phi(t))`: the integrand does not see ρ, and the variance
+    of 1/ρ is infinite. First derivatives only.
 
     Source: Mardia and Jupp (2000), Directional statistics, section 3.5.6. The draw is continuous
     in λ except where it meets π, which a function of the angle as an angle does not notice.

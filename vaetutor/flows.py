@@ -135,8 +135,8 @@ class PlanarFlow(_Family):
 
     .. math:: \hat u = \frac{u}{1 + \max(0, -w^\top u)} :
 
-    a u that is allowed stays as it is, one that is not is shortened, and for given w and b every
-    invertible map comes from exactly one u. (-u, -w, -b) is the same map as (u, w, b).
+    a u with :math:`w^\top u \ge 0` stays as it is, any other is shortened, and for given w and b
+    every invertible map comes from exactly one u. (-u, -w, -b) is the same map as (u, w, b).
 
     Args:
         dim: number of latent dimensions :math:`D`.
@@ -222,10 +222,11 @@ class FlowPosterior(_Family):
     are: it finds the best of the densities that this flow can reach by its context.
 
     Three orientations differ in what is cheap, counted in passes of a map's network. Those of a
-    *coupling* see half of the dimensions and move the other half: a density takes one pass, a draw
-    with its density three. A *masked* map sees all earlier dimensions: a density takes one pass,
-    a draw with its density D + 1. An *inverse* one is that map the other way round: a draw with
-    its own density takes one pass, and the density of any other z takes D + 1.
+    *coupling* move half of the dimensions by the context alone and the other half by both: a
+    density takes one pass, a draw with its density three. A *masked* map sees all earlier
+    dimensions: a density takes one pass, a draw with its density D + 1. An *inverse* one is that
+    map the other way round: a draw with its own density takes one pass, and the density of any
+    other z takes D + 1.
 
     Args:
         dim: number of latent dimensions :math:`D`.
