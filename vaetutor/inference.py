@@ -332,7 +332,10 @@ def inference_gaps(
     divergence; a `reference` would then only get in their way.
 
     A :math:`\lambda^*` that is not quite optimal moves the two gaps by the same amount, the
-    approximation gap up and the amortisation gap down.
+    approximation gap up and the amortisation gap down. The default, a search from the encoder's
+    answer, finds the optimum that this answer leads to. Where the family is rich, a mixture for
+    instance whose encoder uses a single component, that may be far from the best: search from
+    several starts and pass the result as `optimal`.
 
     Args:
         model: anything with ``log_joint``.
