@@ -1,7 +1,7 @@
 r"""Latent variables that live on a circle, and latent spaces made of several parts.
 
 Some causes of an observation are angles: how far a picture is turned, the phase of a wave, the
-time of day. A real line has two ends, and an encoder that has to jump from one to the other
+time of day. An interval has two ends, and an encoder that has to jump from one to the other
 cannot be continuous. A circle has none (chapter: domain knowledge in q(z|x)).
 
 Both classes are families like those of :mod:`vaetutor.families`, and meet the same objectives.

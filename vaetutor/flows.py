@@ -50,12 +50,25 @@ class _Flow(_FullPrecision, zuko.distributions.NormalizingFlow):
             return super().rsample_and_log_prob(shape)
 
 
-class _Planar(td.Distribution):
-    """Standard normal noise, moved by planar maps and then scaled and shifted."""
+class _DrawnWithDensity(td.Distribution):
+    """What gives a draw and its density in one pass, and a draw alone by the same."""
 
     arg_constraints = {}  # noqa: RUF012
     support = td.constraints.real_vector
     has_rsample = True
+
+    def rsample(self, sample_shape: torch.types._size = torch.Size()) -> Tensor:  # noqa: B008
+        return self.rsample_and_log_prob(sample_shape)[0]
+
+    def rsample_and_log_prob(
+        self,
+        sample_shape: torch.types._size = torch.Size(),  # noqa: B008
+    ) -> tuple[Tensor, Tensor]:
+        raise NotImplementedError
+
+
+class _Planar(_DrawnWithDensity):
+    """Standard normal noise, moved by planar maps and then scaled and shifted."""
 
     def __init__(self, base: td.Independent, u: Tensor, w: Tensor, b: Tensor) -> None:
         self.base = base  # what it would be without maps
@@ -63,9 +76,6 @@ class _Planar(td.Distribution):
         self.slope = (u * w).sum(-1)  # a = w.u, which must stay above -1
         self.step = u / (1 + torch.relu(-self.slope)).unsqueeze(-1)
         super().__init__(base.batch_shape, base.event_shape, validate_args=_checks.enabled())
-
-    def rsample(self, sample_shape: torch.types._size = torch.Size()) -> Tensor:  # noqa: B008
-        return self.rsample_and_log_prob(sample_shape)[0]
 
     def rsample_and_log_prob(
         self,
@@ -179,19 +189,12 @@ class PlanarFlow(_Family):
         return f"{self.dim}, transforms={self.transforms}"
 
 
-class _Located(td.Distribution):
+class _Located(_DrawnWithDensity):
     """A flow, scaled and shifted."""
-
-    arg_constraints = {}  # noqa: RUF012
-    support = td.constraints.real_vector
-    has_rsample = True
 
     def __init__(self, base: td.Independent, flow: _Flow) -> None:
         self.base, self.flow = base, flow
         super().__init__(base.batch_shape, base.event_shape, validate_args=_checks.enabled())
-
-    def rsample(self, sample_shape: torch.types._size = torch.Size()) -> Tensor:  # noqa: B008
-        return self.rsample_and_log_prob(sample_shape)[0]
 
     def rsample_and_log_prob(
         self,
