@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from vaetutor import circular as circular
     from vaetutor import data as data
     from vaetutor import exact as exact
+    from vaetutor import exercises as exercises
     from vaetutor import inference as inference
     from vaetutor import ledger as ledger
     from vaetutor import plots as plots
@@ -112,6 +113,7 @@ _HOME = {
         "mean_field",
         "mean_field_gap",
     ),
+    "exercises": (),
     "families": (
         "Bernoulli",
         "DiagonalNormal",
