@@ -60,13 +60,7 @@ Mind this.
 It holds.
 ```
 
-```{exercise} Shift the mean
-:label: shift
-
-Do it.
-```
-
-```{solution} shift
+```{admonition} A model answer
 :class: dropdown
 
 Done, with $x$.
@@ -97,31 +91,10 @@ a &= b
 
 ## Section
 
-```{exercise-start} Run it
-:label: run
-```
-
 Try.
 
 ```{code-cell}
 1
-```
-
-```{exercise-end}
-```
-
-```{solution-start} run
-:label: run-solution
-:class: dropdown
-```
-
-Here.
-
-```{code-cell}
-2
-```
-
-```{solution-end}
 ```
 
 :::{container} book-only
@@ -145,7 +118,6 @@ EXPECTED = {
     "equation reference": r"\[\(1\.1\)\]\(https://book\.test/page\.html#equation-eq-a\)",
     "section reference": r"\[Title\]\(https://book\.test/page\.html#top\)",
     "theorem reference": r"\[Theorem 1\.1\]\(",
-    "exercise reference": r"\[Exercise 1\.1\]\(",
     "footnote": r"A note<sup>1</sup>\.(.|\n)*^<sup>1</sup> The note\.$",
     "equation": r"^\$\$\n\\begin\{split\}a &= b \\\\\n&= c\\end\{split\} \\tag\{1\.1\}\n\$\$$",
     "box": r"^> \*\*A titled box\*\*\n>\n> Text\.\n>\n> \$\$x = y\$\$$",
@@ -153,8 +125,7 @@ EXPECTED = {
     "table": r"^\*\*Table 1\.1\*\* Some rows\n\n\| left \| right \|\n\| --- \| --- \|\n"
     r"\| \$p\(x\\vert z\)\$ \| a \\\| b \|$",
     "theorem": r"^> \*\*Theorem 1\.1 \(The bound\)\*\*\n>\n> It holds\.$",
-    "exercise": r"^> \*\*Exercise 1\.1 \(Shift the mean\)\*\*\n>\n> Do it\.$",
-    "solution": r"^<details><summary><b>Solution to Exercise 1\.1 \(Shift the mean\)</b></summary>"
+    "folded box": r"^<details><summary><b>A model answer</b></summary>"
     r"\n\nDone, with \$x\$\.\n\n</details>$",
     "numbered list": r"^1\. one\n2\. two\n\n   more$",
     "nested list": r"^- point\n  - nested$",
@@ -163,9 +134,7 @@ EXPECTED = {
     "quotation": r"^> A quotation\.$",
     "environment": r"^\$\$\n\\begin\{aligned\}\na &= b\n\\end\{aligned\}(.*)\n\$\$$",
     "image": r"^!\[A dot\]\(https://book\.test/_images/dot\.png\)$",
-    "exercise with code": r"^\*\*Exercise 1\.2 \(Run it\)\*\*\n\nTry\.\n\n<cell open>$",
-    "solution with code": r"^<details><summary><b>Solution to Exercise 1\.2 \(Run it\)"
-    r"</b></summary>\n\nHere\.\n\n</details>\n\n<cell folded>\n\nThe end\.$",
+    "code cell": r"^Try\.\n\n<cell>\n\nThe end\.$",
     "section": r"^## 1\.1\. Section$",
 }
 
@@ -179,7 +148,7 @@ def app(tmp_path_factory):
     (source / "page.md").write_text(PAGE)
     (source / "index.md").write_text("# Book\n\n```{toctree}\n:numbered:\npage\n```\n")
     settings = {
-        "extensions": ["myst_nb", "sphinx_exercise", "sphinx_proof"],
+        "extensions": ["myst_nb", "sphinx_proof"],
         "myst_enable_extensions": ["amsmath", "colon_fence", "deflist", "dollarmath"],
         "nb_execution_mode": "off",
         "numfig": True,
@@ -196,10 +165,7 @@ def markdown(app):
 
     doctree = app.env.get_and_resolve_doctree("page", app.builder)
     flow = Markdown(app, "page", "https://book.test/page.html").flow(doctree)
-    return "\n\n".join(
-        item if isinstance(item, str) else f"<cell {'folded' if item.folded else 'open'}>"
-        for item in flow
-    )
+    return "\n\n".join(item if isinstance(item, str) else "<cell>" for item in flow)
 
 
 @pytest.mark.parametrize("construct", EXPECTED)

@@ -50,13 +50,13 @@ def executed(app: Sphinx, docname: str) -> NotebookNode:
     return cache.merge_match_into_notebook(reader.read(text))[1]
 
 
-def code_cell(cell: NotebookNode, count: int, folded: bool) -> NotebookNode:
+def code_cell(cell: NotebookNode, count: int) -> NotebookNode:
     """`cell` as it goes into the notebook: what the page hides is folded here."""
     tags = list(cell.metadata.get("tags", []))
     metadata: dict[str, Any] = {"tags": tags} if tags else {}
-    if folded or {"hide-input", "hide-cell", "remove-input"} & set(tags):
+    if {"hide-input", "hide-cell", "remove-input"} & set(tags):
         metadata |= {"cellView": "form", "jupyter": {"source_hidden": True}}
-    if folded or {"hide-output", "hide-cell", "remove-output"} & set(tags):
+    if {"hide-output", "hide-cell", "remove-output"} & set(tags):
         metadata["jupyter"] = metadata.get("jupyter", {}) | {"outputs_hidden": True}
     outputs = clean_outputs(cell.outputs)
     for output in outputs:
@@ -89,7 +89,7 @@ def cells(app: Sphinx, docname: str, doctree: nodes.document) -> list[NotebookNo
         if isinstance(item, Cell):
             close()
             count += 1
-            made.append(code_cell(source.cells[item.index], count, item.folded))
+            made.append(code_cell(source.cells[item.index], count))
         else:
             prose.append(item)
     close()

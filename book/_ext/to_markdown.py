@@ -23,10 +23,9 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Cell:
-    """A code cell, by its index in the page's notebook; `folded` inside a folded solution."""
+    """A code cell, by its index in the page's notebook."""
 
     index: int
-    folded: bool = False
 
 
 Flow = Iterator[str | Cell]
@@ -256,25 +255,11 @@ class Markdown:
             title = self._box_title(node, children.pop(0))
         folded = bool({"dropdown", "toggle"} & set(node["classes"]))
         body = nodes.container("", *[child.deepcopy() for child in children])
-        if any(c.get("nb_element") == "cell_code" for c in body.findall(nodes.container)):
-            yield from self._box_with_code(title, body, folded)
-        elif folded:
+        if folded:
             yield self._details(title, self._joined(body))
         else:
             head = f"**{title}**\n\n" if title else ""
             yield quote(head + self._joined(body))
-
-    def _box_with_code(self, title: str, body: nodes.Element, folded: bool) -> Flow:
-        """Code can stand neither in a quote nor in a fold: the cells fold by themselves."""
-        items = list(self.flow(body))
-        prose = items and isinstance(items[0], str)
-        if not (folded and prose):
-            yield f"**{title}**"
-        for item in items:
-            if isinstance(item, Cell):
-                yield Cell(item.index, folded)
-            else:
-                yield self._details(title, item) if folded else item
 
     @staticmethod
     def _details(title: str, text: str) -> str:
@@ -288,10 +273,7 @@ class Markdown:
 
     def _box_title(self, node: nodes.Element, title: nodes.title) -> str:
         text = re.sub(r"\[ ", " [", self.text(title)).strip()
-        kind = "exercise" if "exercise" in type(node).__name__ else node.get("countertype", "")
-        number = self.number(kind, node)
-        if kind == "exercise":
-            return f"Exercise {number} {text}".strip() if number else text
+        number = self.number(node.get("countertype", ""), node)
         name = node.get("realtype", "").title()
         return " ".join(part for part in (name, number, text) if part)
 
