@@ -92,7 +92,7 @@ def test_hints_do_not_hold_the_solution(exercise):
 
 @each
 def test_right_answers_pass_whatever_the_seed(exercise):
-    """The false alarms of exercises that draw: see `test_exercises.py` for their rate."""
+    """The rate of false alarms of a comparison of means is measured in `test_exercises.py`."""
     for seed in range(1, 6):
         report = _judge.report(exercise, exercise.right_answer(), seed)
         assert report.passed, (seed, report)

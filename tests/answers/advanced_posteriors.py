@@ -48,6 +48,25 @@ def densities(z, logits, means, scales):
     return (logits.softmax(1) * parts(z, means, scales).exp().prod(-1)).sum(-1).log()
 
 
+def as_variance(z, logits, means, scales):
+    """The scales taken for variances."""
+    each = td.MultivariateNormal(means, covariance_matrix=torch.diag_embed(scales))
+    return td.MixtureSameFamily(td.Categorical(logits=logits), each).log_prob(z)
+
+
+def no_log_scale(z, logits, means, scales):
+    standard = (z.unsqueeze(2) - means) / scales
+    terms = td.Normal(0.0, 1.0).log_prob(standard).sum(-1)
+    return torch.logsumexp(terms + logits.log_softmax(1), -1)
+
+
+def floored(keep):
+    def answer(z, logits, means, scales):
+        return keep((logits.softmax(1) * parts(z, means, scales).exp().prod(-1)).sum(-1)).log()
+
+    return answer
+
+
 def one_x(z, logits, means, scales):
     return looped(z, logits, means, scales).sum(0)
 
@@ -85,6 +104,11 @@ def spread(weights):
 
 def sharpened(elbos):
     return by_hand(2 * elbos)[0], by_hand(elbos)[1]
+
+
+def product_with_log(elbos):
+    w = by_hand(elbos)[0]
+    return w, (w * elbos).sum(1) - (w * torch.log(w)).sum(1)
 
 
 def naive(elbos):
@@ -146,13 +170,23 @@ WRONG = {
         (densities, "zero in floating point"),
         (
             lambda z, a, m, s: (parts(z, m, s).sum(3) + a.log_softmax(0)).logsumexp(2),
-            "log-density, 4 components",
+            "The softmax runs over the batch",
         ),
         (lambda z, a, m, s: looped(z, 0 * a, m, s), "log-density, 4 components"),
-        (lambda z, a, m, s: looped(z, a, m, s**2), "log-density, 4 components"),
+        (lambda z, a, m, s: by_torch(z, a, m, s.square()), "The variance stands where"),
+        (as_variance, "The scale stands where"),
+        (no_log_scale, "The term - log σ is missing"),
+        (floored(lambda density: density.clamp(min=1e-38)), "Far from all components log q(z)"),
+        (floored(lambda density: density + 1e-30), "Far from all components log q(z)"),
+        (floored(lambda density: density + 1e-300), "Far from all components log q(z)"),
         (lambda z, a, m, s: looped(z, a, m, s) / z.shape[2], "log-density, 4 components"),
         (one_x, "found the shape (3,), expected (5, 3)"),
-        (lambda z, a, m, s: looped(z, a.detach(), m, s), "gradient for logits: found 0"),
+        (lambda z, a, m, s: looped(z, a.detach(), m, s), "No gradient arrives at `logits`."),
+        (lambda z, a, m, s: looped(z, a, m, s).detach(), "at `z` and `logits` and `means` and"),
+        (
+            lambda z, a, m, s: looped(z, a, 2 * m.detach() - m, s),
+            "gradient of the log-density for `means`: found",
+        ),
     ],
     "5.2": [
         (spread(lambda e: torch.full_like(e, 1 / e.shape[1])), "The weights are equal"),
@@ -172,8 +206,9 @@ WRONG = {
         (lambda e: (by_hand(e)[0], e.amax(1)), "ELBO for 4 components"),
         (
             lambda e: (by_hand(e)[0], (by_hand(e)[0] * (e + by_hand(e)[0].log())).sum(1)),
-            "ELBO for 4",
+            "has the wrong sign",
         ),
+        (product_with_log, "0 · log 0 is NaN"),
         (sharpened, "weights for 4 components"),
         (lambda e: (e / e.sum(1, keepdim=True), e.logsumexp(1)), "weights for 4 components"),
         (lambda e: e.logsumexp(1), "Two values are asked for"),
@@ -186,11 +221,12 @@ WRONG = {
         (lambda p, C: -torch.log(p[:, :C].sum(1)), "The first C modes"),
         (even_components, "equal weights"),
         (lambda p, C: -p.max(1).values.log(), "a single component loses"),
-        (lambda p, C: kept(p, C).sum(1).log(), "gap, 6 modes"),
-        (lambda p, C: -kept(p, C).sum(1).log2(), "gap, 6 modes"),
-        (lambda p, C: -p.sort(1).values[:, :C].sum(1).log(), "gap, 6 modes"),
-        (lambda p, C: -kept(p, C).log().sum(1), "gap, 6 modes"),
-        (lambda p, C: td.Categorical(p).entropy(), "gap, 6 modes"),
-        (lambda p, C: -kept(p, C).sum().log(), "lost the axis"),
+        (lambda p, C: (1 - kept(p, C).sum(1)).log().neg(), "the probability that is lost. On"),
+        (lambda p, C: kept(p, C).sum(1).log(), "gap, 7 modes"),
+        (lambda p, C: -kept(p, C).sum(1).log2(), "gap, 7 modes"),
+        (lambda p, C: -p.sort(1).values[:, :C].sum(1).log(), "gap, 7 modes"),
+        (lambda p, C: -kept(p, C).log().sum(1), "gap, 7 modes"),
+        (lambda p, C: td.Categorical(p).entropy(), "gap, 7 modes"),
+        (lambda p, C: -kept(p, C).sum().log(), "lost an axis"),
     ],
 }

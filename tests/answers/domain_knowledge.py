@@ -46,6 +46,12 @@ def without_moving(angle, mean, scale):
     return Normal(mean, scale).log_prob(values).logsumexp(0)
 
 
+def three_turns(angle, mean, scale):
+    off = around(angle, mean)
+    density = [Normal(0.0, scale).log_prob(off + TURN * k) for k in (-1, 0, 1)]
+    return torch.logsumexp(torch.stack(density), dim=0)
+
+
 def positive_turns(angle, mean, scale):
     values = torch.stack([angle + TURN * k for k in range(8)])
     return Normal(mean, scale).log_prob(values).logsumexp(0)
@@ -131,6 +137,12 @@ def one_step_short(f, x):
     return torch.stack(views).mean(0)
 
 
+def both_ends(f, x):
+    angles = torch.linspace(0, TURN, x.shape[1])
+    views = [turned(f(x.roll(k, 1)), -angle.item()) for k, angle in enumerate(angles)]
+    return sum(views) / len(views)
+
+
 RIGHT = {
     "5.8": [five_turns, by_rounding, columns],
     "5.9": [complex_mean, in_one_call, one_long_batch],
@@ -140,6 +152,7 @@ WRONG = {
     "5.8": [
         (lambda a, m, s: Normal(m, s).log_prob(a), "on the line"),
         (lambda a, m, s: Normal(0.0, s).log_prob(around(a, m)), "nearest to the mean"),
+        (three_turns, "Too few turns"),
         (positive_turns, "one direction only"),
         (lambda a, m, s: by_rounding(a, m, s) - math.log(TURN), "1 / 2π too many"),
         (lambda a, m, s: columns(a, m, s).sum(1), "last axis has been summed"),
@@ -149,8 +162,8 @@ WRONG = {
         (logs_added, "expected"),
         (mean_of_turns, "expected"),
         (without_moving, "Angles moved by 20 turns"),
-        (no_gradient_for_the_mean, "gradient for the mean: found 0"),
-        (lambda a, m, s: by_rounding(a, m, s.detach()), "gradient for the scale"),
+        (no_gradient_for_the_mean, "No gradient arrives at the mean"),
+        (lambda a, m, s: by_rounding(a, m, s.detach()), "No gradient arrives at the scale"),
         (lambda a, m, s: by_rounding(a, m, s).exp(), "expected"),
         (lambda a, m, s: by_rounding(a, m, s).mean(0), "found the shape"),
         (lambda a, m, s: by_rounding(a, m, s).clamp(min=-700), "Narrow densities"),
@@ -160,6 +173,7 @@ WRONG = {
         (lambda f, x: over(f, x, TURN / x.shape[1]), "in the same sense"),
         (lambda f, x: over(f, x, -TURN / x.shape[1]) * x.shape[1], "sum over the positions"),
         (lambda f, x: over(f, x, -TURN / 4), "a quarter turn"),
+        (both_ends, "counts both ends"),
         (
             lambda f, x: over(f, x, -TURN / x.shape[1], roll=torch.roll),
             "as one long row",
@@ -174,7 +188,7 @@ WRONG = {
         (first_wave, "expected"),
         (one_step_short, "expected"),
         (lambda f, x: normalize(complex_mean(f, x), dim=1), "expected"),
-        (lambda f, x: complex_mean(f, x).detach(), "gradient for the weights of f: found 0"),
+        (lambda f, x: complex_mean(f, x).detach(), "No gradient arrives at the weights of f"),
         (lambda f, x: complex_mean(f, x).mean(0), "found the shape (2,)"),
         (lambda f, x: complex_mean(f, x).T, "found the shape (2, 3)"),
         (lambda f: lambda x: complex_mean(f, x), "called with 2 arguments"),

@@ -45,13 +45,20 @@ WRONG = {
         (lambda e, u, w, b: 1 + (1 - bend(e, u, w, b) ** 2) * (w * u).sum(1), "the determinant."),
         (lambda e, u, w, b: -by_cosh(e, u, w, b), "sign is turned round"),
         (lambda e, u, w, b: torch.log(1 + 1 - bend(e, u, w, b) ** 2), "factor w · u is missing"),
+        (
+            lambda e, u, w, b: torch.log(1 + (1 - bend(e, u, w, b)) * (w * u).sum(1)),
+            "with the square",
+        ),
         (diagonal_of_the_matrix, "diagonal of the Jacobian"),
         (lambda e, u, w, b: by_cosh(e, u, w, torch.zeros_like(b)), "offset b is missing"),
         (lambda e, u, w, b: by_cosh(e, u, w, b).sum(1), "sum runs over the batch"),
         # Further ones, without a sentence of their own
-        (lambda e, u, w, b: by_cosh(e, u, w, b).detach(), "gradient for `eps`: found 0"),
-        (lambda e, u, w, b: by_cosh(e, u.detach(), w, b), "gradient for `u`"),
-        (lambda e, u, w, b: torch.log(1 + (1 - bend(e, u, w, b)) * (w * u).sum(1)), "expected"),
+        (lambda e, u, w, b: by_cosh(e, u, w, b).detach(), "No gradient arrives at `eps`"),
+        (lambda e, u, w, b: by_cosh(e, u.detach(), w, b), "No gradient arrives at `u`"),
+        (
+            lambda e, u, w, b: by_cosh(e, u, w, b) + 0.5 * (u - u.detach()).sum(1),
+            "The gradient of the log-determinant for `u`",
+        ),
         (lambda e, u, w, b: by_cosh(e, u, w, b).mean(0), "found the shape (4,)"),
         (lambda e, u, w, b: by_cosh(e, u, w, b).sum(), "found the shape ()"),
         (lambda e, u, w, b: torch.log1p((w * u).sum(1)).expand(len(e), -1), "expected"),

@@ -4,6 +4,7 @@ import math
 import statistics
 
 import numpy as np
+import pandas as pd
 import torch
 
 
@@ -57,16 +58,29 @@ def errors_added(log_p, best, encoder):
     return [first, second, (mean, first[1] + second[1])]
 
 
-RIGHT = {"5.7": [by_statistics, by_covariance, in_numpy]}
+def in_pandas(log_p, best, encoder):
+    frame = pd.DataFrame({"approximation": log_p - best, "amortisation": best - encoder})
+    frame["total"] = frame.sum(axis=1)
+    return frame.agg(["mean", "sem"]).T
+
+
+def cut_off(log_p, best, encoder):
+    gaps = np.maximum(0, np.array([log_p - best, best - encoder, log_p - encoder]))
+    return np.column_stack([gaps.mean(1), gaps.std(1, ddof=1) / np.sqrt(len(log_p))])
+
+
+RIGHT = {"5.7": [by_statistics, by_covariance, in_numpy, in_pandas]}
 
 WRONG = {
     "5.7": [
         (unpaired, "unpaired values"),
         (lambda p, b, e: table(p, b, e, scale=len(p) ** 0.5), "standard deviations"),
+        (lambda p, b, e: table(p, b, e, scale=len(p) ** -0.5), "divided by N. The error"),
+        (cut_off, "have been cut off"),
         (lambda p, b, e: table(-p, -b, -e), "sign is turned round"),
         (quadrature, "in quadrature"),
         (lambda p, b, e: table(p, b, e)[np.array([1, 0, 2])], "changed places"),
-        (lambda p, b, e: table(p, b, e, ddof=0), "divided by N"),
+        (lambda p, b, e: table(p, b, e, ddof=0), "variance has been divided by N"),
         # Further ones, without a sentence of their own
         (errors_added, "in entry [2, 1], expected"),
         (lambda p, b, e: table(p, b, e).T, "found the shape (2, 3)"),

@@ -40,6 +40,17 @@ def no_maximum(log_w, k):
     return log_w.exp().reshape(-1, k, log_w.shape[1]).mean(1).log().mean(0)
 
 
+def one_maximum(log_w, k, top):
+    shifted = torch.stack((log_w - top).exp().split(k))
+    return (shifted.sum(1) / k).log().mean(0) + top
+
+
+def none_if_uneven(log_w, k):
+    if len(log_w) % k == 0:
+        return by_slices(log_w, k)
+    return None
+
+
 def squares_by_hand(log_w):
     with torch.no_grad():
         w = (log_w - log_w.max(0).values).exp()
@@ -65,6 +76,11 @@ def normalised(log_w):
     return w / w.sum(0)
 
 
+def over_the_batch(log_w):
+    w = torch.exp(log_w - torch.max(log_w))
+    return w.square() / w.sum(0).square()
+
+
 RIGHT = {
     "5.5": [by_slices, by_chunks],
     "5.6": [squares_by_hand, squares_by_log, squares_in_numpy, columns],
@@ -87,12 +103,15 @@ WRONG = {
             "log S is subtracted",
         ),
         (no_maximum, "range of floating point"),
+        (lambda a, k: one_maximum(a, k, a.max(0).values), "that of all draws"),
+        (lambda a, k: one_maximum(a, k, torch.max(a)), "of the whole batch"),
         # Further ones, without a sentence of their own
         (sum_of_groups, "expected"),
         (drops_the_rest, "With 6 draws and k = 4 it returned"),
         (uneven, "With 6 draws and k = 4 it returned"),
+        (none_if_uneven, "With 6 draws and k = 4 it returned None. An error is asked for"),
         (lambda a, k: by_slices(a, k).mean(), "A single number has lost"),
-        (lambda a, k: by_slices(a, k).detach(), "gradient for the log-weights: found 0"),
+        (lambda a, k: by_slices(a, k).detach(), "No gradient arrives at `log_w`"),
         (lambda a, k: by_slices(a.T, 2), "found the shape (12,)"),
         (lambda a, k: -by_slices(a, k), "expected"),
     ],
@@ -103,6 +122,7 @@ WRONG = {
         (lambda a: normalised(a).detach() * (1 - normalised(a).detach()), "score term"),
         (lambda a: normalised(a) ** 2, "runs through the weights"),
         (lambda a: (a.exp() / a.exp().sum(0)).square().detach(), "range of floating point"),
+        (lambda a: over_the_batch(a.detach()), "of the whole batch"),
         # Further ones, without a sentence of their own
         (lambda a: (a.exp() ** 2).detach(), "expected"),
         (lambda a: len(a) * squares_by_hand(a), "expected"),

@@ -58,12 +58,20 @@ def reverse(saved, mean, centre, width):
     ).sum()
 
 
+def rate_left(mean, scale):
+    centre, width, _ = by_divergences(mean, scale)
+    inside = ((scale**2 + (mean - centre) ** 2) / width**2 - 1).sum(1) / 2
+    return centre, width, (inside + width.log().sum() - scale.log().sum(1)).mean()
+
+
 RIGHT = {"4.7": [looped, by_divergences, float32]}
 
 WRONG = {
     "4.7": [
         (lambda m, s: finish(m.mean(0), m.var(0, unbiased=False)), "that of the means alone"),
         (lambda m, s: finish(m.mean(0), s.pow(2).mean(0)), "mean width of one"),
+        (lambda m, s: (m.mean(0), s.mean(0), by_divergences(m, s)[2]), "mean width of one"),
+        (lambda m, s: finish(m.mean(0), (m.square() + s.square()).mean(0)), "moment about zero"),
         (
             lambda m, s: finish(m.mean(0), s.mean(0).square() + m.std(0, correction=0).square()),
             "The scales are averaged",
@@ -79,7 +87,8 @@ WRONG = {
         ),
         (saving(lambda saved, m, c, w: saved / m.shape[1]), "averaged over the dimensions"),
         (saving(lambda saved, m, c, w: saved * len(m)), "the prior saves of 7"),
-        (saving(lambda saved, m, c, w: -saved), "the prior saves of 7"),
+        (saving(lambda saved, m, c, w: -saved), "The saving has the wrong sign"),
+        (rate_left, "This is the rate under the best prior"),
         (saving(reverse), "the prior saves of 7"),
         (lambda m, s: finish(m.mean(0), s.mean(0) + m.var(0, correction=0)), "scale of 7"),
         (lambda m, s: finish(m.mean(), (s**2).mean() + m.var(correction=0)), "found the shape ()"),

@@ -85,6 +85,21 @@ def total_correlation(diagonal, off):
     return entropies - MultivariateNormal(torch.zeros_like(diagonal), covariance).entropy()
 
 
+def exchanged(diagonal, off):
+    precision = matrix(diagonal, off)
+    spread = torch.linalg.inv(precision).diagonal()
+    inside = (diagonal * spread).sum() - len(diagonal) - diagonal.log().sum()
+    return 0.5 * (inside + torch.logdet(precision))
+
+
+def alone(diagonal, off):
+    gap = 0.0
+    for t, b in enumerate(off.tolist()):
+        rho = -b / math.sqrt(diagonal[t].item() * diagonal[t + 1].item())
+        gap -= math.log(1 - rho**2) / 2
+    return gap
+
+
 def one_sided(diagonal, off):
     upper = torch.diag(diagonal) + torch.diag(off, 1)
     return 0.5 * (diagonal.log().sum() - upper.logdet())
@@ -112,19 +127,28 @@ WRONG = {
             "added",
         ),
         (shifted(1), "one step too far"),
-        (shifted(-1), "ELBO of four sequences"),
+        (shifted(-1), "off by one the other way"),
         (product, "zero times NaN is NaN"),
-        (lambda p, kl, n: sliced(p, kl, n).mean(), "lost the axis of the examples"),
+        (lambda p, kl, n: sliced(p, kl, n).mean(), "lost an axis"),
         (lambda p, kl, n: len(p) * sliced(p, kl, n), "ELBO of four sequences"),
-        (lambda p, kl, n: sliced(p, kl, n) / kl.shape[1], "ELBO of four sequences"),
-        (lambda p, kl, n: filled(p, kl, n).detach(), "for the log-likelihoods: found 0"),
-        (lambda p, kl, n: filled(p, kl.detach(), n), "for the divergences: found 0"),
+        (lambda p, kl, n: sliced(p, kl, n) / kl.shape[1], "It is divided by T"),
+        (
+            lambda p, kl, n: filled(p, kl, n).detach(),
+            "at `log_likelihood` and `kl`.",
+        ),
+        (lambda p, kl, n: filled(p, kl.detach(), n), "No gradient arrives at `kl`."),
+        (
+            lambda p, kl, n: filled(p.detach() * 2 - p, kl, n),
+            "gradient of the ELBO of four sequences for the log-likelihoods: found",
+        ),
         (lambda p, kl, n: (p.nansum(-1)).mean(0) - kl.nansum(-1), "The padding is counted"),
     ],
     "4.9": [
         (lambda d, o: d.log().sum() - torch.logdet(matrix(d, o)), "twice the gap"),
         (of_marginals, "product of the marginals costs"),
         (total_correlation, "the other direction, KL(p ‖ q)"),
+        (exchanged, "The arguments are exchanged"),
+        (alone, "as if it were alone"),
         (lambda d, o: 0.5 * (matrix(d, o).logdet() - d.log().sum()), "sign is turned round"),
         (one_sided, "No links are left"),
         (lambda d, o: by_recursion(d, o) / len(d), "divided by the number of steps"),

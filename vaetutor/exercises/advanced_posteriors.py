@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.distributions as td
@@ -13,6 +14,15 @@ from vaetutor.exercises._attempt import Attempt
 from vaetutor.exercises._declare import Exercise, Mistake, register
 
 PAGE = "05_advanced_posteriors"
+
+
+def _reached(attempt: Attempt, gradients: Sequence[Tensor], names: Sequence[str]) -> None:
+    """Whether each of `gradients` is there at all, before its values are compared."""
+    cut = [f"`{name}`" for name, g in zip(names, gradients, strict=True) if bool((g == 0).all())]
+    attempt.require(
+        not cut,
+        f"No gradient arrives at {' and '.join(cut)}. Is something detached on the way?",
+    )
 
 
 # 5.1
@@ -30,17 +40,33 @@ def _judge_mixture_log_prob(attempt: Attempt) -> None:
         z, lam = _mixture(attempt, draws, batch, components, dim)
         what = f"the log-density, {components} component{'s' * (components > 1)}, D = {dim}"
         attempt.close(attempt(z, *lam), _oracle(z, *lam), what)
+        if draws == 5:
+            _finite_by_a_floor(attempt, lam)
     z, lam = _mixture(attempt, 3, 2, 3, 2)
     inputs = [each.requires_grad_() for each in (z, *lam)]
     right = attempt.gradient(_oracle(*inputs), inputs)
     found = attempt.gradient(attempt(*inputs), inputs)
+    _reached(attempt, found, attempt.names)
     for name, one, other in zip(attempt.names, found, right, strict=True):
-        attempt.close(one, other, f"the gradient for {name}")
+        attempt.close(one, other, f"the gradient of the log-density for `{name}`")
     far = torch.full((1, 2, 2), 1e3, dtype=torch.float64).requires_grad_()
     value = attempt(far, *lam)
     attempt.close(value, _oracle(far, *lam), "the log-density far away, z = 1000")
     found, right = (attempt.gradient(each, [far]) for each in (value, _oracle(far, *lam)))
-    attempt.close(found[0], right[0], "the gradient for z far away")
+    attempt.close(found[0], right[0], "the gradient of the log-density for `z` far away")
+
+
+def _finite_by_a_floor(attempt: Attempt, lam: Sequence[Tensor]) -> None:
+    """Whether the value stops falling far away."""
+    places = [torch.full((1, 3, 2), at, dtype=torch.float64) for at in (1e3, 1.1e3)]
+    one, other = (attempt(z, *lam) for z in places)
+    tensors = isinstance(one, Tensor) and isinstance(other, Tensor)
+    attempt.require(
+        not (tensors and bool(one.isfinite().all()) and torch.equal(one, other)),
+        "Far from all components log q(z) is the same for every z. A constant added or clamped "
+        "inside the logarithm keeps it finite, but it is a floor: it is not log q(z), and no "
+        "gradient leads back from there. Stay with logarithms all the way.",
+    )
 
 
 def _mixture(
@@ -112,6 +138,30 @@ register(
                     mixture_log_prob(z, logits, means, scales)
                     + 0.5 * z.shape[-1] * math.log(2 * math.pi)
                 ),
+            ),
+            Mistake(
+                "The softmax runs over the batch. It is the C probabilities of one example that "
+                "add up to one.",
+                lambda z, logits, means, scales: (
+                    logits.log_softmax(0) + _parts(z, means, scales).sum(-1)
+                ).logsumexp(-1),
+            ),
+            Mistake(
+                "The variance stands where the scale belongs: z - μ is divided by σ, and log σ is "
+                "subtracted. (Only under the square, outside of it, does σ² divide.)",
+                lambda z, logits, means, scales: mixture_log_prob(z, logits, means, scales**2),
+            ),
+            Mistake(
+                "The scale stands where the variance belongs: the square of z - μ is divided by "
+                "σ², not by σ, and log σ is subtracted, not half of it.",
+                lambda z, logits, means, scales: mixture_log_prob(z, logits, means, scales.sqrt()),
+            ),
+            Mistake(
+                "The term - log σ is missing, once for each dimension. A narrow normal has to be "
+                "the higher one, or it does not integrate to one.",
+                lambda z, logits, means, scales: (
+                    logits.log_softmax(-1) + (_parts(z, means, scales) + scales.log()).sum(-1)
+                ).logsumexp(-1),
             ),
             Mistake(
                 "Far from all components every density is zero in floating point, and the "
@@ -208,6 +258,22 @@ register(
                 lambda elbos: (elbos.softmax(-1), (elbos.softmax(-1) * elbos).sum(-1)),
             ),
             Mistake(
+                "The entropy of the weights has the wrong sign. The ELBO subtracts log q(z), and "
+                "log π_c with it: so the mean of log π_c is subtracted, too.",
+                lambda elbos: (
+                    elbos.softmax(-1),
+                    2 * (elbos.softmax(-1) * elbos).sum(-1) - elbos.logsumexp(-1),
+                ),
+            ),
+            Mistake(
+                "A weight has underflowed to zero, and 0 · log 0 is NaN. Work with log-weights, "
+                "or find what the sum comes to.",
+                lambda elbos: (
+                    elbos.softmax(-1),
+                    (elbos.softmax(-1) * (elbos - elbos.softmax(-1).log())).sum(-1),
+                ),
+            ),
+            Mistake(
                 "The entropy of the weights is taken to be ln C. That is its largest value, which "
                 "only equal weights have.",
                 lambda elbos: (
@@ -256,7 +322,7 @@ def best_gap(probabilities: Tensor, C: int) -> Tensor:
 
 
 def _judge_best_gap(attempt: Attempt) -> None:
-    for batch, modes, components in ((3, 6, 3), (1, 4, 1), (4, 5, 4), (2, 3, 3)):
+    for batch, modes, components in ((3, 7, 3), (1, 4, 1), (4, 5, 4), (2, 3, 3)):
         p = torch.rand(batch, modes, generator=attempt.generator).add(0.1)
         p = p / p.sum(-1, keepdim=True)
         subsets = list(itertools.combinations(range(modes), components))
@@ -295,6 +361,13 @@ register(
                 lambda probabilities, C: 1 - probabilities.topk(C, dim=-1).values.sum(-1),
             ),
             Mistake(
+                "This is minus the logarithm of the probability that is lost. On the modes that "
+                "it keeps, q is p divided by the probability that is kept.",
+                lambda probabilities, C: (
+                    -torch.log1p(-probabilities.topk(C, dim=-1).values.sum(-1))
+                ),
+            ),
+            Mistake(
                 "This is ln(M / C), right for modes of equal probability only.",
                 lambda probabilities, C: (
                     probabilities.sum(-1) * math.log(probabilities.shape[-1] / C)
@@ -331,8 +404,9 @@ register(
             "same everywhere.",
             "The gap depends on P alone, and falls as P grows. `topk` finds the largest.",
         ),
-        lesson="With M equal modes the gap is ln M - ln C: each doubling of C buys ln 2 nats, and "
-        "each costs twice the last. If the modes come from D independent coordinates with two "
+        lesson="With M equal modes the gap is ln M - ln C, which is ln 128 for the 1024 modes and "
+        "eight components of the prediction. Each doubling of C buys ln 2 nats, and each costs "
+        "twice the last. If the modes come from D independent coordinates with two "
         "modes each, M is 2^D, and a product of D mixtures of two has no gap at all, with 2D "
         "components: structure beats number.",
         origin="advanced, question 1",

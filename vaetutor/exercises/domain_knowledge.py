@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -14,6 +14,16 @@ from vaetutor.exercises._attempt import Attempt
 from vaetutor.exercises._declare import Exercise, Mistake, register
 
 PAGE = "05e_domain_knowledge"
+
+
+def _arrives(attempt: Attempt, gradients: Sequence[Tensor], names: Sequence[str]) -> None:
+    """Whether there is a gradient for each of `names`, before its values are compared."""
+    for name, gradient in zip(names, gradients, strict=True):
+        attempt.require(
+            bool(gradient.any()),
+            f"No gradient arrives at {name}. Is something detached, or turned into a plain "
+            "number, on the way?",
+        )
 
 
 # 5.8
@@ -51,7 +61,12 @@ def _circle(attempt: Attempt, draws: int, batch: int, low: float, high: float) -
 
 def _judge_wrapped_normal(attempt: Attempt) -> None:
     atol = 1e-4
-    for draws, batch, low, high in ((40, 3, 0.9, 1.7), (1, 1, 2.0, 3.0), (2, 7, 0.9, 3.0)):
+    for draws, batch, low, high in (
+        (40, 3, 0.9, 1.7),
+        (20, 2, 2.8, 3.0),
+        (1, 1, 2.0, 3.0),
+        (2, 7, 0.9, 3.0),
+    ):
         angle, mean, scale = _circle(attempt, draws, batch, low, high)
         mean.requires_grad_()
         scale.requires_grad_()
@@ -59,11 +74,13 @@ def _judge_wrapped_normal(attempt: Attempt) -> None:
         found = attempt(angle, mean, scale)
         what = f"wide densities at angles of shape {draws, batch}"
         attempt.close(found, expected, what, rtol=0, atol=atol)
+        names = ["the mean", "the scale"]
+        gradients = attempt.gradient(found, [mean, scale])
+        _arrives(attempt, gradients, names)
         right = attempt.gradient(expected, [mean, scale])
-        for name, one, two in zip(
-            ("mean", "scale"), attempt.gradient(found, [mean, scale]), right, strict=True
-        ):
-            attempt.close(one, two, f"their gradient for the {name}", rtol=1e-3, atol=1e-3)
+        for name, one, two in zip(names, gradients, right, strict=True):
+            what = f"the gradient of the log-density for {name}"
+            attempt.close(one, two, what, rtol=1e-3, atol=1e-3)
     angle, mean, scale = _circle(attempt, 30, 4, 0.02, 0.1)
     scale[0] = 0.02
     angle[0], angle[1] = mean + math.pi - 0.3, mean + 0.04
@@ -111,6 +128,17 @@ register(
                 "scales; for large ones the neighbours hold a good part of the mass.",
                 lambda angle, mean, scale: td.Normal(0.0, scale).log_prob(
                     torch.remainder(angle - mean + math.pi, 2 * math.pi) - math.pi
+                ),
+            ),
+            Mistake(
+                "Too few turns are added: for a scale of 3 the second turn still counts in the "
+                "third decimal.",
+                lambda angle, mean, scale: _some_turns(
+                    torch.remainder(angle - mean + math.pi, 2 * math.pi) - math.pi,
+                    torch.zeros_like(mean),
+                    scale,
+                    -1,
+                    1,
                 ),
             ),
             Mistake(
@@ -196,19 +224,17 @@ def _judge_equivariant(attempt: Attempt) -> None:
     def normal(*shape: int) -> Tensor:
         return torch.randn(*shape, generator=attempt.generator)
 
-    for batch, steps in ((3, 5), (1, 4), (4, 1), (2, 8)):
+    for batch, steps in ((3, 7), (1, 4), (4, 1), (2, 8)):
         x, weight = normal(batch, steps), normal(steps, 2).requires_grad_()
         expected = _linear(x, weight)
         found = attempt(lambda signal, w=weight: signal @ w, x)
         what = f"a linear f for signals of shape {batch, steps}"
         attempt.close(found, expected, what, rtol=1e-5, atol=1e-6)
-        attempt.close(
-            attempt.gradient(found, [weight])[0],
-            attempt.gradient(expected, [weight])[0],
-            "its gradient for the weights of f",
-            rtol=1e-5,
-            atol=1e-6,
-        )
+        gradients = attempt.gradient(found, [weight])
+        _arrives(attempt, gradients, ["the weights of f"])
+        (right,) = attempt.gradient(expected, [weight])
+        what = "the gradient of the mean vectors for the weights of f"
+        attempt.close(gradients[0], right, what, rtol=1e-5, atol=1e-6)
 
     first, bias, second, offset = normal(6, 16), normal(16), normal(16, 2), normal(2)
 
@@ -300,6 +326,11 @@ register(
                 "Each step is taken for a quarter turn. That holds for G = 4 alone: a step is "
                 "2π / G.",
                 lambda f, x: _over_turns(f, x, -math.pi / 2),
+            ),
+            Mistake(
+                "The last position is a whole turn: `linspace` counts both ends. A step is "
+                "2π / G, not 2π / (G - 1).",
+                lambda f, x: _over_turns(f, x, -2 * math.pi / max(1, x.shape[-1] - 1)),
             ),
             Mistake(
                 "`torch.roll` without its last argument turns all of x as one long row, so that "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -11,6 +12,16 @@ from vaetutor.exercises._attempt import Attempt
 from vaetutor.exercises._declare import Exercise, Mistake, register
 
 PAGE = "05b_flows"
+
+
+def _arrives(attempt: Attempt, gradients: Sequence[Tensor], names: Sequence[str]) -> None:
+    """Whether there is a gradient for each of `names`, before its values are compared."""
+    for name, gradient in zip(names, gradients, strict=True):
+        attempt.require(
+            bool(gradient.any()),
+            f"No gradient arrives at {name}. Is something detached, or turned into a plain "
+            "number, on the way?",
+        )
 
 
 # 5.4
@@ -52,13 +63,12 @@ def _judge_planar_log_det(attempt: Attempt) -> None:
         expected = torch.linalg.slogdet(_jacobian(*args))[1]
         found = attempt(*args)
         attempt.close(found, expected, f"points of shape {draws, batch, dim}")
-        for name, one, right in zip(
-            ("eps", "u", "w", "b"),
-            attempt.gradient(found, args),
-            attempt.gradient(expected, args),
-            strict=True,
-        ):
-            attempt.close(one, right, f"its gradient for `{name}`")
+        names = ["`eps`", "`u`", "`w`", "`b`"]
+        gradients = attempt.gradient(found, args)
+        _arrives(attempt, gradients, names)
+        right = attempt.gradient(expected, args)
+        for name, one, other in zip(names, gradients, right, strict=True):
+            attempt.close(one, other, f"the gradient of the log-determinant for {name}")
     eps, u, w, b = _planar_map(attempt, 6, 3, 4)
     far = attempt(eps, u, w, b + 1000.0)
     attempt.close(far, torch.zeros(6, 3), "points far from the plane, s near 1000")
@@ -84,6 +94,13 @@ register(
                 "of the bend, 1 - tanh² s.",
                 lambda eps, u, w, b: (
                     1 + torch.tanh((eps * w).sum(-1) + b) * (u * w).sum(-1)
+                ).log(),
+            ),
+            Mistake(
+                "1 - tanh s stands where the slope belongs: the derivative of tanh is 1 - tanh² "
+                "s, with the square.",
+                lambda eps, u, w, b: (
+                    1 + (1 - torch.tanh((eps * w).sum(-1) + b)) * (u * w).sum(-1)
                 ).log(),
             ),
             Mistake(

@@ -22,11 +22,16 @@ def gap_table(log_p: Tensor, best: Tensor, encoder: Tensor) -> Tensor:
 
 
 def _values(attempt: Attempt, n: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Digits that differ by tens of nats, with gaps that depend on each other."""
+    """Digits that differ by tens of nats, with gaps that depend on each other.
+
+    Two single gaps are a little below zero, as the noise of draws makes them.
+    """
     noise = torch.rand(3, n, generator=attempt.generator)
     log_p = -90 + 30 * torch.randn(n, generator=attempt.generator)
-    best = log_p - 0.2 - noise[0]
-    return log_p, best, best - 0.5 - 2 * noise[0] - 1.5 * noise[1] ** 2
+    first = 0.2 + noise[0]
+    second = 0.5 + 2 * noise[0] + 1.5 * noise[1] ** 2
+    first[0], second[1] = -0.1 - 0.1 * noise[2, :2]
+    return log_p, log_p - first, log_p - first - second
 
 
 def _judge_gap_table(attempt: Attempt) -> None:
@@ -38,7 +43,10 @@ def _judge_gap_table(attempt: Attempt) -> None:
             mean = sum(each) / n
             variance = sum((each - mean) ** 2) / (n - 1)
             rows.append([mean, np.sqrt(variance / n)])
-        attempt.close(attempt(*args), torch.tensor(rows), f"the table for {n} digits")
+        found = attempt(*args)
+        if callable(to_numpy := getattr(found, "to_numpy", None)):  # a data frame
+            found = to_numpy()
+        attempt.close(found, torch.tensor(rows), f"the table for {n} digits")
 
 
 def _unpaired(log_p: Tensor, best: Tensor, encoder: Tensor) -> Tensor:
@@ -56,6 +64,11 @@ def _in_quadrature(log_p: Tensor, best: Tensor, encoder: Tensor) -> Tensor:
 def _population(log_p: Tensor, best: Tensor, encoder: Tensor) -> Tensor:
     n = len(log_p)
     return gap_table(log_p, best, encoder) * torch.tensor([1.0, ((n - 1) / n) ** 0.5])
+
+
+def _cut_off(log_p: Tensor, best: Tensor, encoder: Tensor) -> Tensor:
+    gaps = torch.stack([log_p - best, best - encoder, log_p - encoder]).clamp(min=0.0)
+    return torch.stack([gaps.mean(1), gaps.std(1) / gaps.shape[1] ** 0.5], 1)
 
 
 register(
@@ -81,6 +94,18 @@ register(
                 lambda log_p, best, encoder: (
                     gap_table(log_p, best, encoder) * torch.tensor([1.0, len(log_p) ** 0.5])
                 ),
+            ),
+            Mistake(
+                "The standard deviation has been divided by N. The error of a mean falls with "
+                "the square root of N: four times as many digits halve it.",
+                lambda log_p, best, encoder: (
+                    gap_table(log_p, best, encoder) * torch.tensor([1.0, len(log_p) ** -0.5])
+                ),
+            ),
+            Mistake(
+                "Single gaps below zero have been cut off. They are the noise of the draws, and "
+                "without them the mean is too large.",
+                _cut_off,
             ),
             Mistake(
                 "The sign is turned round. A gap is what is lost: the larger quantity less the "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -15,6 +16,16 @@ from vaetutor.exercises._declare import Exercise, Mistake, register
 from vaetutor.gradients import doubly_reparameterised
 
 PAGE = "05c_importance_weighting"
+
+
+def _arrives(attempt: Attempt, gradients: Sequence[Tensor], names: Sequence[str]) -> None:
+    """Whether there is a gradient for each of `names`, before its values are compared."""
+    for name, gradient in zip(names, gradients, strict=True):
+        attempt.require(
+            bool(gradient.any()),
+            f"No gradient arrives at {name}. Is something detached, or turned into a plain "
+            "number, on the way?",
+        )
 
 
 # 5.5
@@ -42,23 +53,38 @@ def _judge_grouped_iwae(attempt: Attempt) -> None:
         expected, slope = _groups(log_w, k)
         found = attempt(log_w, k)
         attempt.close(found, expected, f"log-weights of shape {draws, batch}, k = {k}")
-        (gradient,) = attempt.gradient(found, [log_w])
-        attempt.close(gradient, slope, "its gradient for the log-weights")
+        gradients = attempt.gradient(found, [log_w])
+        _arrives(attempt, gradients, ["`log_w`"])
+        attempt.close(gradients[0], slope, "the gradient of the bound for `log_w`")
     log_w = torch.randn(6, 2, generator=attempt.generator)
     for shift in (-1000.0, 1000.0):
         expected, _ = _groups(log_w + shift, 3)
         attempt.close(attempt(log_w + shift, 3), expected, f"log-weights near {shift:g}")
+    level = torch.tensor([[-1000.0, -700], [1000, -700], [1000, -700]])  # of each group
+    apart = level.repeat_interleave(2, 0) + log_w
+    expected, _ = _groups(apart, 2)
+    attempt.close(attempt(apart, 2), expected, "a group near -1000 beside others near 1000")
     for k in (4, 12):
+        returned = "a value"
         try:
-            found = attempt(log_w, k)
-        except (Wrong, Untouched):
+            attempt(log_w, k)
+        except Wrong as wrong:
+            if not str(wrong).startswith("It returns None"):
+                raise
+            returned = "None"
+        except Untouched:
             raise
         except Exception:
             continue
         attempt.fail(
-            f"With 6 draws and k = {k} it returned a value. An error is asked for, since the "
+            f"With 6 draws and k = {k} it returned {returned}. An error is asked for there: the "
             "groups would be of unequal size, or some draws left out."
         )
+
+
+def _less(log_w: Tensor, k: int, largest: Tensor) -> Tensor:
+    """With the same `largest` taken out of every group."""
+    return (log_w - largest).unflatten(0, (-1, k)).exp().mean(1).log().mean(0) + largest
 
 
 register(
@@ -104,6 +130,16 @@ register(
                 "The weights leave the range of floating point. Take the largest log-weight out "
                 "before the exponential, as `logsumexp` does.",
                 lambda log_w, k: log_w.exp().unflatten(0, (-1, k)).mean(1).log().mean(0),
+            ),
+            Mistake(
+                "The largest log-weight is that of all draws: a group far below it underflows. "
+                "Take out the largest of each group.",
+                lambda log_w, k: _less(log_w, k, log_w.amax(0)),
+            ),
+            Mistake(
+                "The largest log-weight is that of the whole batch: an example far below it "
+                "underflows. Take out the largest of each group.",
+                lambda log_w, k: _less(log_w, k, log_w.max()),
             ),
         ),
         hints=(
@@ -166,6 +202,9 @@ def _judge_dreg_weights(attempt: Attempt) -> None:
     for shift in (-1000.0, 1000.0):
         what = f"log-weights near {shift:g}"
         attempt.close(attempt(log_w + shift), _squares(log_w), what)
+    apart = log_w + torch.tensor([-1000.0, 1000.0])
+    what = "an example near -1000 beside one near 1000"
+    attempt.close(attempt(apart), _squares(log_w), what)
 
 
 register(
@@ -208,6 +247,17 @@ register(
                 "The weights leave the range of floating point. Take the largest log-weight out "
                 "before the exponential, as `softmax` does.",
                 lambda log_w: (log_w.detach().exp() / log_w.detach().exp().sum(0)) ** 2,
+            ),
+            Mistake(
+                "The largest log-weight is that of the whole batch: an example far below it "
+                "underflows. Take out the largest of each example.",
+                lambda log_w: (
+                    (
+                        (log_w.detach() - log_w.max().item()).exp()
+                        / (log_w.detach() - log_w.max().item()).exp().sum(0)
+                    )
+                    ** 2
+                ),
             ),
         ),
         hints=(

@@ -64,6 +64,18 @@ def _other_direction(mean: Tensor, scale: Tensor) -> tuple[Tensor, Tensor, Tenso
     return best_mean, precision.mean(0) ** -0.5, saved
 
 
+def _saving(mean: Tensor, scale: Tensor, saved: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The right prior, and something else for what it saves."""
+    return (*best_normal(mean, scale)[:2], saved)
+
+
+def _rate(mean: Tensor, scale: Tensor) -> Tensor:
+    """Average rate under the best prior."""
+    best_mean, best_scale, _ = best_normal(mean, scale)
+    best = td.Normal(best_mean, best_scale)
+    return td.kl_divergence(td.Normal(mean, scale), best).sum(-1).mean()
+
+
 def _averaged(mean: Tensor, scale: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     best_mean, best_scale, saved = best_normal(mean, scale)
     return best_mean, best_scale, saved / mean.shape[1]
@@ -91,6 +103,17 @@ register(
                 lambda mean, scale: _with_variance((scale**2).mean(0), mean),
             ),
             Mistake(
+                "The scale is the mean width of one encoding distribution, the mean of σ. Their "
+                "means lie at different places, and the prior has to reach all of them; and it is "
+                "the variances that average.",
+                lambda mean, scale: _with_variance(scale.mean(0) ** 2, mean),
+            ),
+            Mistake(
+                "This is the second moment about zero. The prior has a mean of its own, and only "
+                "what scatters around it makes it wide: subtract the square of that mean.",
+                lambda mean, scale: _with_variance((scale**2 + mean**2).mean(0), mean),
+            ),
+            Mistake(
                 "The scales are averaged, and the mean is squared. It is the variances that "
                 "average: the mean of σ² is larger than the square of the mean of σ.",
                 lambda mean, scale: _with_variance(
@@ -116,6 +139,16 @@ register(
                 "What is saved is averaged over the dimensions. The divergence of a product of "
                 "densities is the sum of theirs.",
                 _averaged,
+            ),
+            Mistake(
+                "This is the rate under the best prior, not what it saves. The saving is the rate "
+                "under N(0, I) less this one.",
+                lambda mean, scale: _saving(mean, scale, _rate(mean, scale)),
+            ),
+            Mistake(
+                "The saving has the wrong sign. The rate under N(0, I) is the larger of the two, "
+                "and the smaller one is subtracted from it.",
+                lambda mean, scale: _saving(mean, scale, -best_normal(mean, scale)[2]),
             ),
         ),
         hints=(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.distributions as td
@@ -14,6 +15,15 @@ from vaetutor.exercises._declare import Exercise, Mistake, register
 from vaetutor.state_space import LocalLevel
 
 PAGE = "04d_sequences"
+
+
+def _reached(attempt: Attempt, gradients: Sequence[Tensor], names: Sequence[str]) -> None:
+    """Whether each of `gradients` is there at all, before its values are compared."""
+    cut = [f"`{name}`" for name, g in zip(names, gradients, strict=True) if bool((g == 0).all())]
+    attempt.require(
+        not cut,
+        f"No gradient arrives at {' and '.join(cut)}. Is something detached on the way?",
+    )
 
 
 # 4.8
@@ -49,6 +59,7 @@ def _judge_sequence_elbo(attempt: Attempt) -> None:
         found = attempt(log_p, kl, torch.tensor(lengths))
         attempt.close(found, expected, what)
         of_log_p, of_kl = attempt.gradient(found, [log_p, kl])
+        _reached(attempt, [of_log_p, of_kl], attempt.names[:2])
         attempt.close(
             of_log_p,
             weight.expand(draws, -1, -1) / draws,
@@ -61,8 +72,8 @@ def _mask(kl: Tensor, lengths: Tensor, extra: int = 0) -> Tensor:
     return torch.arange(kl.shape[1]) < lengths.unsqueeze(1) + extra
 
 
-def _off_by_one(log_likelihood: Tensor, kl: Tensor, lengths: Tensor) -> Tensor:
-    return torch.where(_mask(kl, lengths, 1), log_likelihood.mean(0) - kl, 0.0).sum(1)
+def _off_by(extra: int, log_likelihood: Tensor, kl: Tensor, lengths: Tensor) -> Tensor:
+    return torch.where(_mask(kl, lengths, extra), log_likelihood.mean(0) - kl, 0.0).sum(1)
 
 
 register(
@@ -102,7 +113,20 @@ register(
             Mistake(
                 "The mask goes one step too far. The first step has index 0, so a sequence of "
                 "length n ends at index n - 1.",
-                _off_by_one,
+                lambda *args: _off_by(1, *args),
+            ),
+            Mistake(
+                "The comparison is off by one the other way: the last step of each sequence is "
+                "left out. A sequence of length n has n steps, with indices 0 to n - 1.",
+                lambda *args: _off_by(-1, *args),
+            ),
+            Mistake(
+                "It is divided by T, the length of the longest sequence. log p(x) of a sequence "
+                "is a sum over its steps: with a mean this is no bound on it, and it changes with "
+                "the batch.",
+                lambda log_likelihood, kl, lengths: (
+                    sequence_elbo(log_likelihood, kl, lengths) / kl.shape[1]
+                ),
             ),
             Mistake(
                 "The mask is multiplied, and zero times NaN is NaN. Choose between the value and "
@@ -178,6 +202,16 @@ def _marginals(diagonal: Tensor, off_diagonal: Tensor) -> Tensor:
     return td.kl_divergence(q, p)
 
 
+def _exchanged(diagonal: Tensor, off_diagonal: Tensor) -> Tensor:
+    p = _chain(diagonal, off_diagonal)
+    return td.kl_divergence(p, td.MultivariateNormal(p.mean, (1 / diagonal).diag()))
+
+
+def _link_by_link(diagonal: Tensor, off_diagonal: Tensor) -> Tensor:
+    squared = off_diagonal**2 / (diagonal[1:] * diagonal[:-1])
+    return -0.5 * torch.log1p(-squared).sum()
+
+
 def _reverse(diagonal: Tensor, off_diagonal: Tensor) -> Tensor:
     p = _chain(diagonal, off_diagonal)
     q = td.MultivariateNormal(p.mean, p.variance.diag())
@@ -208,6 +242,16 @@ register(
                 "This is the other direction, KL(p ‖ q), with the marginals of the posterior as "
                 "q. What the ELBO loses is KL(q ‖ p).",
                 _reverse,
+            ),
+            Mistake(
+                "The arguments are exchanged: this is KL(p ‖ q) of the right q. What the ELBO "
+                "loses is KL(q ‖ p).",
+                _exchanged,
+            ),
+            Mistake(
+                "Each link has been counted as if it were alone. Eliminating one step changes the "
+                "precision of the next.",
+                _link_by_link,
             ),
             Mistake(
                 "The sign is turned round. A gap is never negative: the diagonal of a precision "
