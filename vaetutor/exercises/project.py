@@ -585,6 +585,6 @@ register(
         "every part. With both places in one it is a full Gaussian, so its best member is never "
         "worse; whether a search finds that member is another question.",
         draws=True,
-        seconds=60.0,
+        seconds=180,
     )
 )
