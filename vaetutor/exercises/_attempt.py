@@ -233,6 +233,15 @@ class Attempt:
             torch.zeros_like(i) if g is None else g for i, g in zip(inputs, found, strict=True)
         ]
 
+    def arrives(self, gradients: Sequence[Tensor], names: Sequence[str]) -> None:
+        """Fail unless there is a gradient for each of `names`: told before values are compared."""
+        cut = [name for name, each in zip(names, gradients, strict=True) if not bool(each.any())]
+        self.require(
+            not cut,
+            f"No gradient arrives at {' and '.join(cut)}. Is something detached, or turned into a "
+            "plain number, on the way?",
+        )
+
     def choose(self, right: str, options: Sequence[str]) -> None:
         """Judge an answer that is one of some letters."""
         if not isinstance(self.answer, str) or self.answer.strip().lower() not in options:

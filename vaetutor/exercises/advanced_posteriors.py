@@ -16,15 +16,6 @@ from vaetutor.exercises._declare import Exercise, Mistake, register
 PAGE = "05_advanced_posteriors"
 
 
-def _reached(attempt: Attempt, gradients: Sequence[Tensor], names: Sequence[str]) -> None:
-    """Whether each of `gradients` is there at all, before its values are compared."""
-    cut = [f"`{name}`" for name, g in zip(names, gradients, strict=True) if bool((g == 0).all())]
-    attempt.require(
-        not cut,
-        f"No gradient arrives at {' and '.join(cut)}. Is something detached on the way?",
-    )
-
-
 # 5.1
 
 
@@ -46,7 +37,7 @@ def _judge_mixture_log_prob(attempt: Attempt) -> None:
     inputs = [each.requires_grad_() for each in (z, *lam)]
     right = attempt.gradient(_oracle(*inputs), inputs)
     found = attempt.gradient(attempt(*inputs), inputs)
-    _reached(attempt, found, attempt.names)
+    attempt.arrives(found, [f"`{name}`" for name in attempt.names])
     for name, one, other in zip(attempt.names, found, right, strict=True):
         attempt.close(one, other, f"the gradient of the log-density for `{name}`")
     far = torch.full((1, 2, 2), 1e3, dtype=torch.float64).requires_grad_()

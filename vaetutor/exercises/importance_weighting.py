@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -16,16 +15,6 @@ from vaetutor.exercises._declare import Exercise, Mistake, register
 from vaetutor.gradients import doubly_reparameterised
 
 PAGE = "05c_importance_weighting"
-
-
-def _arrives(attempt: Attempt, gradients: Sequence[Tensor], names: Sequence[str]) -> None:
-    """Whether there is a gradient for each of `names`, before its values are compared."""
-    for name, gradient in zip(names, gradients, strict=True):
-        attempt.require(
-            bool(gradient.any()),
-            f"No gradient arrives at {name}. Is something detached, or turned into a plain "
-            "number, on the way?",
-        )
 
 
 # 5.5
@@ -54,7 +43,7 @@ def _judge_grouped_iwae(attempt: Attempt) -> None:
         found = attempt(log_w, k)
         attempt.close(found, expected, f"log-weights of shape {draws, batch}, k = {k}")
         gradients = attempt.gradient(found, [log_w])
-        _arrives(attempt, gradients, ["`log_w`"])
+        attempt.arrives(gradients, ["`log_w`"])
         attempt.close(gradients[0], slope, "the gradient of the bound for `log_w`")
     log_w = torch.randn(6, 2, generator=attempt.generator)
     for shift in (-1000.0, 1000.0):
