@@ -16,6 +16,7 @@ from vaetutor.exercises._declare import Exercise, Mistake, register
 from vaetutor.objectives import kl
 
 PAGE = "02_amortization"
+BOTH_GAPS = ("the approximation gap", "the amortisation gap")
 
 
 # 2.1
@@ -47,7 +48,10 @@ def _judge_two_gaps(attempt: Attempt) -> None:
         p = td.MultivariateNormal(mean, covariance)
         q = td.Independent(td.Normal(q_mean, q_scale), 1)
         best = mean_field_gap(p)
-        found = _two_values(attempt, attempt(mean, covariance, q_mean, q_scale))
+        found = attempt.parts(
+            attempt(mean, covariance, q_mean, q_scale),
+            ("the approximation gap", "the amortisation gap"),
+        )
         case = f"B = {batch}, D = {dim}"
         attempt.close(found[0], best, f"the approximation gap, {case}")
         attempt.close(found[1], kl(q, p) - best, f"the amortisation gap, {case}")
@@ -56,16 +60,13 @@ def _judge_two_gaps(attempt: Attempt) -> None:
     covariance = unit + correlation.view(3, 1, 1) * (1 - unit)
     mean = torch.randn(3, 2, generator=attempt.generator)
     conditional = (1 - correlation**2).sqrt().unsqueeze(1).repeat(1, 2)
-    found = _two_values(attempt, attempt(mean, covariance, mean.clone(), conditional))
+    found = attempt.parts(
+        attempt(mean, covariance, mean.clone(), conditional),
+        ("the approximation gap", "the amortisation gap"),
+    )
     price = -(1 - correlation**2).log() / 2
     attempt.close(found[0], price, "the approximation gap for unit variances and a correlation")
     attempt.close(found[1], torch.zeros(3), "the amortisation gap of an encoder at the best q")
-
-
-def _two_values(attempt: Attempt, value: Any) -> Any:  # noqa: ANN401
-    if not hasattr(value, "__len__") or getattr(value, "ndim", 1) == 0 or len(value) != 2:
-        attempt.fail("Two values are asked for, the approximation gap and the amortisation gap.")
-    return value
 
 
 def _divergence(q_mean: Tensor, q_variance: Tensor, mean: Tensor, covariance: Tensor) -> Tensor:
