@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from vaetutor import ledger as ledger
     from vaetutor import plots as plots
     from vaetutor import targets as targets
+    from vaetutor.checkpoint import Checkpoint as Checkpoint
+    from vaetutor.checkpoint import load_checkpoint as load_checkpoint
+    from vaetutor.checkpoint import save_checkpoint as save_checkpoint
     from vaetutor.circular import Product as Product
     from vaetutor.circular import ProjectedNormal as ProjectedNormal
     from vaetutor.data import Images as Images
@@ -89,19 +92,22 @@ if TYPE_CHECKING:
     from vaetutor.rates import aggregate_posterior as aggregate_posterior
     from vaetutor.rates import rate_distortion as rate_distortion
     from vaetutor.rates import surgery as surgery
+    from vaetutor.replicas import fit_replicas as fit_replicas
+    from vaetutor.schedules import Cyclic as Cyclic
+    from vaetutor.schedules import Warmup as Warmup
     from vaetutor.sequences import RecurrentEncoder as RecurrentEncoder
     from vaetutor.sequences import SequenceVAE as SequenceVAE
     from vaetutor.sequences import pad as pad
     from vaetutor.targets import Target as Target
-    from vaetutor.train import Cyclic as Cyclic
+    from vaetutor.train import Divergence as Divergence
     from vaetutor.train import History as History
     from vaetutor.train import TrainConfig as TrainConfig
-    from vaetutor.train import Warmup as Warmup
     from vaetutor.train import fit as fit
     from vaetutor.vowels import Utterances as Utterances
     from vaetutor.vowels import japanese_vowels as japanese_vowels
 
 _HOME = {
+    "checkpoint": ("Checkpoint", "load_checkpoint", "save_checkpoint"),
     "circular": ("Product", "ProjectedNormal"),
     "data": ("Images", "RotatedImages", "digits", "mnist", "rotated_digits"),
     "evaluate": ("LogEvidence", "log_evidence", "pareto_k", "summary"),
@@ -168,9 +174,11 @@ _HOME = {
         "rate_distortion",
         "surgery",
     ),
+    "replicas": ("fit_replicas",),
+    "schedules": ("Cyclic", "Warmup"),
     "sequences": ("RecurrentEncoder", "SequenceVAE", "pad"),
     "targets": ("Target",),
-    "train": ("Cyclic", "History", "TrainConfig", "Warmup", "fit"),
+    "train": ("Divergence", "History", "TrainConfig", "fit"),
     "vowels": ("Utterances", "japanese_vowels"),
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}

@@ -132,3 +132,22 @@ def evaluating(model: Any) -> Iterator[None]:  # noqa: ANN401
     finally:
         for part, training in zip(parts, before, strict=True):
             part.training = training
+
+
+def random_state(device: torch.device) -> dict[str, Tensor]:
+    """The states of the generators that draws on `device` come from, by type of device."""
+    states = {"cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        states["cuda"] = torch.cuda.get_rng_state(device)
+    if device.type == "mps":
+        states["mps"] = torch.mps.get_rng_state()
+    return states
+
+
+def set_random_state(states: dict[str, Tensor], device: torch.device) -> None:
+    """Go on with the draws where :func:`random_state` was taken."""
+    torch.set_rng_state(states["cpu"])
+    if device.type == "cuda":
+        torch.cuda.set_rng_state(states["cuda"], device)
+    if device.type == "mps":
+        torch.mps.set_rng_state(states["mps"])

@@ -11,13 +11,12 @@ device too and are read once an epoch, so a GPU never waits for the loop to look
 
 from __future__ import annotations
 
-import copy
 import math
 import sys
-import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -25,15 +24,24 @@ import torch.distributions as td
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from vaetutor import _checks
+from vaetutor import _checks, _memory
+from vaetutor._capture import Captured, Step, recorder_for
+from vaetutor._loop import Divergence as Divergence
+from vaetutor._loop import Loop
+from vaetutor._processes import Processes, gradients
 from vaetutor._run import check_data, evaluating, present, seeded
+from vaetutor.checkpoint import fingerprint, spelled
 from vaetutor.data import Images
 from vaetutor.evaluate import mean_terms
 from vaetutor.model import AmortizedModel, AmortizedSequenceModel, SequenceModel
 from vaetutor.objectives import ElboTerms, elbo_terms, kl_per_dimension
+from vaetutor.schedules import Cyclic as Cyclic
+from vaetutor.schedules import Schedule
+from vaetutor.schedules import Warmup as Warmup
 
 if TYPE_CHECKING:
     import pandas as pd
+    from accelerate import Accelerator
     from matplotlib.axes import Axes
 
 Objective = Callable[[Any, td.Distribution, Tensor, int], "Tensor | ElboTerms"]
@@ -41,85 +49,6 @@ Objective = Callable[[Any, td.Distribution, Tensor, int], "Tensor | ElboTerms"]
 
 VALIDATION_SEED = 0
 RESERVED = {"epoch", "beta", "validation_elbo", "reconstruction", "kl"}
-
-
-@dataclass(frozen=True)
-class Warmup:
-    r"""A weight of the KL that grows linearly over the first epochs and then stays.
-
-    .. math:: \beta(t) = a + (b - a)\, \min(t / T,\ 1).
-
-    Called with the number of epochs t done, a real number from 0 up; use it as
-    ``TrainConfig(beta=Warmup(10))``.
-
-    Raises:
-        ValueError: for a length that is not above 0, or a weight below 0 or not finite.
-
-    Source: the idea, with another curve: Bowman et al. (2016), arXiv:1511.06349; linear: Sønderby
-    et al. (2016), arXiv:1602.02282.
-
-    >>> [Warmup(10)(t) for t in (0, 2.5, 10, 12)]
-    [0.0, 0.25, 1.0, 1.0]
-    """
-
-    epochs: float
-    """Length T of the ramp."""
-    start: float = 0.0
-    """Weight a at the beginning."""
-    end: float = 1.0
-    """Weight b from T on."""
-
-    def __post_init__(self) -> None:
-        _checks.positive_number("epochs", self.epochs)
-        _checks.weight("start", self.start)
-        _checks.weight("end", self.end)
-
-    def __call__(self, epoch: float) -> float:
-        return self.start + (self.end - self.start) * min(epoch / self.epochs, 1.0)
-
-
-@dataclass(frozen=True)
-class Cyclic:
-    r"""A weight of the KL that climbs from zero several times.
-
-    .. math:: \beta(t) = b\, \min(\tau / r,\ 1), \qquad
-              \tau = \operatorname{frac}(t\, C / T) \quad \text{for } t < T,
-
-    and b from then on. Each of the C cycles spends the fraction r on its climb and the rest at b.
-
-    Called with the number of epochs t done, a real number from 0 up; use it as
-    ``TrainConfig(beta=Cyclic(20))``.
-
-    Raises:
-        ValueError: for a length that is not above 0, fewer than one cycle, a ramp outside (0, 1],
-            or a weight below 0 or not finite.
-
-    Source: Fu et al. (2019), arXiv:1903.10145.
-
-    >>> [Cyclic(20)(t) for t in (0, 1.25, 2.5, 4, 5, 20)]
-    [0.0, 0.5, 1.0, 1.0, 0.0, 1.0]
-    """
-
-    epochs: float
-    """Length T of all cycles together."""
-    cycles: int = 4
-    """Their number C."""
-    ramp: float = 0.5
-    """Fraction r of each cycle in which the weight climbs."""
-    end: float = 1.0
-    """Weight b at the top."""
-
-    def __post_init__(self) -> None:
-        _checks.positive_number("epochs", self.epochs)
-        _checks.count("cycles", self.cycles)
-        if _checks.positive_number("ramp", self.ramp) > 1:
-            raise ValueError(f"ramp must be at most 1, a fraction of a cycle, found {self.ramp}")
-        _checks.weight("end", self.end)
-
-    def __call__(self, epoch: float) -> float:
-        if epoch >= self.epochs:
-            return self.end
-        return self.end * min((epoch * self.cycles / self.epochs) % 1 / self.ramp, 1.0)
 
 
 @dataclass(frozen=True)
@@ -134,8 +63,10 @@ class TrainConfig:
     """Passes over the data."""
     batch_size: int = 128
     """Examples in a step; the last batch of an epoch may be smaller and is not dropped."""
-    learning_rate: float = 1e-3
-    """Step size of Adam."""
+    learning_rate: float | Schedule = 1e-3
+    """Step size of Adam: a number, or a function of the epoch reached so far."""
+    adam_eps: float = 1e-8
+    """What Adam adds to the root of its second moment before it divides by it."""
     n_samples: int = 1
     """Draws of z for each example in a step."""
     encoder_steps: int = 0
@@ -143,7 +74,7 @@ class TrainConfig:
     encoder alone, then one step of everything else, each with draws of its own."""
     objective: Objective = elbo_terms
     """The bound to maximise: ``elbo_terms`` (KL in closed form), ``elbo``, ``iwae`` or yours."""
-    beta: float | Callable[[float], float] = 1.0
+    beta: float | Schedule = 1.0
     """Weight of the KL in the gradient: a number, a :class:`Warmup`, a :class:`Cyclic`, or any
     function of the epoch reached so far (a real number from 0 up). It needs ``elbo_terms``.
     Reported bounds always have weight 1."""
@@ -163,6 +94,12 @@ class TrainConfig:
     """Largest norm of the gradient of the mean bound, all parameters together; None: no limit."""
     progress: bool | None = None
     """Show a bar; None shows one in a terminal or notebook and stays quiet elsewhere."""
+    capture: bool = False
+    """Record the whole step as a CUDA graph and replay it: batch, binarisation, forward, backward
+    and optimiser, with the same results. A small network gains most, since starting its kernels
+    takes longer than running them. The objective must not read values from the device."""
+    checkpoint_every: int = 1
+    """Epochs from one checkpoint to the next, where ``fit`` is given a file for them."""
 
     def __post_init__(self) -> None:
         _checks.count("epochs", self.epochs)
@@ -170,7 +107,13 @@ class TrainConfig:
         _checks.count("n_samples", self.n_samples)
         _checks.count("encoder_steps", self.encoder_steps, least=0)
         _checks.count("seed", self.seed, least=0)
-        _checks.positive_number("learning_rate", self.learning_rate)
+        _checks.count("checkpoint_every", self.checkpoint_every)
+        _checks.positive_number("adam_eps", self.adam_eps)
+        self.learning_rate_at(0.0)
+        for name in ("capture", "progress"):
+            value = getattr(self, name)
+            if not isinstance(value, bool) and not (name == "progress" and value is None):
+                raise ValueError(f"{name} must be True or False, found {value!r}")
         if self.clip is not None:
             _checks.positive_number("clip", self.clip)
         if not callable(self.objective):
@@ -193,6 +136,11 @@ class TrainConfig:
         """The KL weight when `epoch` epochs are done."""
         beta = self.beta(epoch) if callable(self.beta) else self.beta
         return _checks.weight("beta", beta)
+
+    def learning_rate_at(self, epoch: float) -> float:
+        """The step size when `epoch` epochs are done."""
+        rate = self.learning_rate(epoch) if callable(self.learning_rate) else self.learning_rate
+        return _checks.positive_number("learning_rate", rate)
 
 
 @dataclass
@@ -221,7 +169,7 @@ class History:
         """
         if not self.rows or "validation_elbo" not in self.rows[0]:
             raise ValueError("best_epoch needs validation data, found none: fit(..., validation=)")
-        return int(max(self.rows, key=lambda row: row["validation_elbo"])["epoch"])
+        return _best(self.rows)
 
     @property
     def frame(self) -> pd.DataFrame:
@@ -245,6 +193,9 @@ def fit(
     x: Tensor | Images,
     config: TrainConfig | None = None,
     validation: Tensor | Images | None = None,
+    *,
+    checkpoint: str | Path | None = None,
+    accelerator: Accelerator | None = None,
 ) -> History:
     r"""Train encoder, decoder and prior on the mean bound, together or by turns.
 
@@ -258,6 +209,14 @@ def fit(
     data, also when training ends in an error or is interrupted. That figure has been chosen as the
     highest of several: report another data set's.
 
+    With a `checkpoint`, the same call goes on from where it was stopped, by whatever it was
+    stopped, and ends with the same parameters to the last bit.
+
+    With an `accelerator` of several processes, each of them calls ``fit`` with the same arguments.
+    ``config.batch_size`` is that of the joint batch, of which each takes its share, and the step
+    is that of one process with the joint batch. All hold the whole data. Draws differ from those
+    of one process. Batch normalisation sees the share, not the joint batch.
+
     Args:
         model: a VAE or any module with ``encoder``, ``prior``, ``log_likelihood``, ``log_joint``,
             or a :class:`~vaetutor.sequences.SequenceVAE`, which has ``log_prior`` for ``prior``.
@@ -266,6 +225,10 @@ def fit(
             batch if it says "dynamic".
         config: see :class:`TrainConfig`.
         validation: data on which the ELBO is reported after each epoch, by the same draws.
+        checkpoint: a file in which the run is kept, see :mod:`vaetutor.checkpoint`. If it is
+            there, training goes on from it; ``config.epochs`` may have grown meanwhile. A
+            function in the configuration is recognised by its name only.
+        accelerator: a Hugging Face ``accelerate.Accelerator``, which then chooses the device.
 
     Returns:
         The :class:`History`.
@@ -275,9 +238,12 @@ def fit(
             empty, not finite, of another width or dtype or outside the support of the decoder; if
             the draws carry no gradient, or the objective does not give one value an example; if
             free bits meet a KL that does not split into dimensions, or the best is to be kept
-            without validation data. All of this is found before the first step. A beta of your
-            own is looked at in every step, and may be refused in a later one.
-        FloatingPointError: if a bound or a parameter stops being finite.
+            without validation data; if the checkpoint is damaged or of another run. All of this is
+            found before the first step. A schedule of your own is looked at in every step, and may
+            be refused in a later one.
+        Divergence: a FloatingPointError, if a bound or a parameter stops being finite. The model
+            is then as it was before that epoch.
+        OSError: if a checkpoint cannot be written.
 
     Source: Kingma and Welling (2014), arXiv:1312.6114, algorithm 1; Adam: Kingma and Ba (2015),
     arXiv:1412.6980.
@@ -290,89 +256,150 @@ def fit(
     ['epoch', 'elbo', 'reconstruction', 'kl', 'beta']
     """
     config = TrainConfig() if config is None else config
-    if not isinstance(config, TrainConfig):
-        raise ValueError(f"config must be a TrainConfig, found {type(config).__name__}")
-    if not isinstance(model, AmortizedModel | AmortizedSequenceModel):
-        raise ValueError(
-            "model must have encoder, log_likelihood, log_joint and prior, or log_prior and check "
-            f"for prior, which {type(model).__name__} has not: build a VAE(encoder, decoder, "
-            "prior) or a SequenceVAE"
-        )
-    if not any(p.requires_grad for p in model.parameters()):
-        raise ValueError("model has no trainable parameter: unfreeze one with requires_grad_()")
-    if config.keep == "best" and validation is None:
-        raise ValueError('keep = "best" needs validation data, found None: give validation=')
-    device = pick_device(config.device)
-    started = time.perf_counter()
+    _check_model(model, config, validation)
+    processes = Processes(accelerator)
+    device = _device(config, accelerator)
     model.to(device)
-    _check(model, x, "x", config, device)
+    processes.agree([*model.parameters(), *model.buffers()])
+    two_terms = _check(model, x, "x", config, device)
     if validation is not None:
         _check(model, validation, "validation", config, device)
+        if len(validation) < processes.count:
+            raise ValueError(
+                f"validation must have an example for each process, {processes.count}, found "
+                f"{len(validation)}"
+            )
         validation = validation.to(device)
     data = x.to(device) if isinstance(x, Images) else x.detach().to(device)
     history = History(str(device))
-    n_batches = config.epochs * -(-len(data) // config.batch_size)
-    n_steps = n_batches * (config.encoder_steps + 1)
+    turns = _turns(model, config, device)
+
+    def report(epoch: int, means: Tensor, beta: float) -> dict[str, float]:
+        row = {"epoch": epoch, **_figures(config, two_terms, means), "beta": beta}
+        if validation is not None:
+            value = _validate(model, validation, processes, device)
+            if not math.isfinite(value):
+                raise FloatingPointError(f"the validation ELBO of epoch {epoch} is {value}")
+            row["validation_elbo"] = value
+        return row
+
+    loop = Loop(
+        model,
+        len(data),
+        config,
+        device,
+        processes,
+        list(dict.fromkeys(turns)),
+        step=_captured(partial(_step, model, data, config, turns, processes), config, device),
+        order=lambda: torch.randperm(len(data), device=device),
+        report=report,
+        is_best=lambda rows: config.keep == "best" and _best(rows) == len(rows),
+        identity=_identity(config, x, device, processes) if checkpoint is not None else {},
+        path=Path(checkpoint) if checkpoint is not None else None,
+        rows=history.rows,
+    )
+    n_steps = config.epochs * -(-len(data) // config.batch_size) * len(turns)
+    quiet = config.progress if processes.is_main else False
     with (
-        seeded(config.seed, device),
+        seeded(processes.seed(config.seed), device),
         evaluating(model),  # puts every part back in its mode in the end, also after an error
         _checks.disabled(),
-        _progress_bar(n_steps, device, config.progress) as bar,
+        _progress_bar(n_steps, device, quiet) as bar,
     ):
-        turns, best = _turns(model, config, device), None
-        try:
-            for epoch in range(config.epochs):
-                model.train()
-                row = _train_epoch(model, data, config, turns, epoch, bar)
-                if validation is not None:
-                    with seeded(VALIDATION_SEED, device):
-                        row["validation_elbo"] = mean_terms(model, validation)["elbo"]
-                _require_finite(model, row, last=epoch + 1 == config.epochs)
-                history.rows.append(row)
-                if config.keep == "best" and history.best_epoch == epoch + 1:
-                    best = copy.deepcopy(model.state_dict())
-                _report(bar, row)
-        finally:
-            if best is not None:
-                model.load_state_dict(best)
+        loop.run(bar, _report, len(turns))
         bar.bar_format = "{desc}: {n_fmt}/{total_fmt} steps{postfix}"  # no clock in the last line
-    history.seconds = time.perf_counter() - started
+    history.rows, history.seconds = loop.rows, loop.seconds
     return history
 
 
-def _train_epoch(
+def _step(
     model: Any,  # noqa: ANN401  (an nn.Module that is also an AmortizedModel)
     data: Tensor | Images,
     config: TrainConfig,
     turns: list[torch.optim.Optimizer],
-    epoch: int,
-    bar: tqdm,
-) -> dict[str, float]:
-    n = len(data)
-    device = next(model.parameters()).device
-    order = torch.randperm(n, device=device)
-    sums: Tensor | float = 0.0
-    for start in range(0, n, config.batch_size):
-        beta = config.beta_at(epoch + start / n)
-        batch = present(data, order[start : start + config.batch_size])
-        for optimizer in turns:
+    processes: Processes,
+    rows: Tensor,
+    beta: float | Tensor,
+) -> Tensor:
+    """Take the steps of one batch; the sums of the two terms of its bound, (2,)."""
+    mine, weight = processes.share(rows)
+    batch = present(data, mine)
+    for optimizer in turns:
+        with processes.autocast():
             q = model.encoder(batch)
             bound = config.objective(model, q, batch, config.n_samples)
-            target, sums_of_batch = _target(bound, beta, len(batch))
-            if config.free_bits:
-                assert isinstance(bound, ElboTerms)  # TrainConfig has seen to it
-                target = bound.reconstruction - beta * _kl_with_free_bits(model, q, config)
-            _ascend(target.mean(), optimizer, config.clip)
-            bar.update()
-        sums = sums + sums_of_batch
-    assert isinstance(sums, Tensor)
-    values = (sums / n).tolist()  # the one read of the epoch
-    if len(values) == 1:
-        reported = {_name_of(config.objective): values[0]}
-    else:
-        reconstruction, kl = values
-        reported = {"elbo": reconstruction - kl, "reconstruction": reconstruction, "kl": kl}
-    return {"epoch": epoch + 1, **reported, "beta": beta}
+        target, terms = target_and_terms(bound, beta, len(batch))
+        if config.free_bits:
+            assert isinstance(bound, ElboTerms)  # TrainConfig has seen to it
+            free = _kl_with_free_bits(model, q, config, processes, weight, len(rows))
+            target = bound.reconstruction - beta * free
+        mean = weight * target.sum() / len(rows) if weight != 1 else target.sum() / len(rows)
+        ascend(mean, optimizer, config.clip, processes)
+    return terms if weight == 1 else terms * weight
+
+
+def ascend(
+    mean: Tensor, optimizer: torch.optim.Optimizer, clip: float | None, processes: Processes
+) -> None:
+    """One step up, of the parameters of this optimiser and no others."""
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    optimizer.zero_grad()
+    (-mean).backward(inputs=parameters)
+    if processes.count > 1:
+        processes.sum(gradients(parameters))
+    if clip is not None:
+        nn.utils.clip_grad_norm_(parameters, clip)
+    optimizer.step()
+
+
+def _figures(config: TrainConfig, two_terms: bool, means: Tensor) -> dict[str, float]:
+    """The figures of an epoch by name, nats per example, with weight 1 on the KL."""
+    first, second = means.tolist()
+    if two_terms:
+        return {"elbo": first - second, "reconstruction": first, "kl": second}
+    return {_name_of(config.objective): first}
+
+
+def _validate(
+    model: Any,  # noqa: ANN401
+    validation: Tensor | Images,
+    processes: Processes,
+    device: torch.device,
+) -> float:
+    """The mean ELBO of the validation data, by the same draws at every call."""
+    with seeded(processes.seed(VALIDATION_SEED), device):
+        if processes.count == 1:
+            return mean_terms(model, validation)["elbo"]
+        share = present(validation)[processes.index :: processes.count]
+        total = torch.tensor([mean_terms(model, share)["elbo"] * len(share)], device=device)
+    processes.sum([total])
+    return total.item() / len(validation)
+
+
+def _best(rows: list[dict[str, float]]) -> int:
+    """The epoch with the highest validation ELBO, the first of equals."""
+    return int(max(rows, key=lambda row: row["validation_elbo"])["epoch"])
+
+
+def _identity(
+    config: TrainConfig, x: Tensor | Images, device: torch.device, processes: Processes
+) -> dict[str, str]:
+    """What two runs have to have in common, for one to go on where the other was stopped."""
+    free = {"epochs", "device", "progress", "capture", "checkpoint_every"}
+    options = {f.name: spelled(getattr(config, f.name)) for f in fields(config)}
+    named = {name: text for name, text in options.items() if name not in free}
+    data = x.x if isinstance(x, Images) else x
+    shown = f", binarize={x.binarize!r}" if isinstance(x, Images) else ""
+    return {
+        **named,
+        "data": fingerprint(data) + shown,
+        "device type": device.type,
+        "processes": str(processes.count),
+    }
+
+
+def _captured(step: Step, config: TrainConfig, device: torch.device) -> Step:
+    return Captured(step, recorder_for(device)) if config.capture else step
 
 
 def _turns(
@@ -380,10 +407,7 @@ def _turns(
 ) -> list[torch.optim.Optimizer]:
     """The steps of a batch, in order: the optimiser of the parameters that each one moves."""
 
-    def adam(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
-        fused = device.type in ("cpu", "cuda")
-        return torch.optim.Adam(parameters, config.learning_rate, fused=fused)
-
+    adam = partial(make_adam, config=config, device=device)
     if config.encoder_steps == 0:
         return [adam(_trainable(model))]
     ours = _trainable(model.encoder)
@@ -397,18 +421,22 @@ def _turns(
     return [adam(ours)] * config.encoder_steps + [adam(rest)]
 
 
+def make_adam(
+    parameters: list[nn.Parameter], config: TrainConfig, device: torch.device
+) -> torch.optim.Optimizer:
+    """The optimiser of some parameters, fused where the device has it."""
+    rate: float | Tensor = config.learning_rate_at(0.0)
+    return torch.optim.Adam(
+        parameters,
+        torch.tensor(rate, device=device) if config.capture else rate,
+        eps=config.adam_eps,
+        fused=device.type in ("cpu", "cuda"),
+        capturable=config.capture,
+    )
+
+
 def _trainable(module: Any) -> list[nn.Parameter]:  # noqa: ANN401
     return [p for p in module.parameters() if p.requires_grad]
-
-
-def _ascend(mean: Tensor, optimizer: torch.optim.Optimizer, clip: float | None) -> None:
-    """One step up, of the parameters of this optimiser and no others."""
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    optimizer.zero_grad()
-    (-mean).backward(inputs=parameters)
-    if clip is not None:
-        nn.utils.clip_grad_norm_(parameters, clip)
-    optimizer.step()
 
 
 def _name_of(objective: Objective) -> str:
@@ -419,31 +447,36 @@ def _name_of(objective: Objective) -> str:
     return name if str(name).isidentifier() and name not in RESERVED else "bound"
 
 
-def _require_finite(model: nn.Module, row: dict[str, float], last: bool) -> None:
-    healthy = all(map(math.isfinite, row.values()))
-    if healthy and last:  # the last step comes after the last bound
-        healthy = all(bool(p.isfinite().all()) for p in model.parameters())
-    if not healthy:
-        raise FloatingPointError(
-            f"a bound or a parameter is not finite in epoch {row['epoch']}: {row}; try a smaller "
-            "learning rate or a gradient clip"
-        )
+def target_and_terms(
+    bound: Tensor | ElboTerms, beta: float | Tensor, n: int
+) -> tuple[Tensor, Tensor]:
+    """What to maximise (B,), and sums over the batch to report, with weight 1 on the KL, (2,).
 
-
-def _target(bound: Tensor | ElboTerms, beta: float, n: int) -> tuple[Tensor, Tensor]:
-    """What to maximise (B,), and the sums over the batch to report, with weight 1 on the KL."""
+    A bound that comes in one piece is reported as the first of the two, with a zero beside it.
+    """
     if isinstance(bound, ElboTerms):
         _checks.shape("the reconstruction of the objective", bound.reconstruction, (n,))
         _checks.shape("the KL of the objective", bound.kl, (n,))
         terms = torch.stack([bound.reconstruction.detach(), bound.kl.detach()])
-        target = bound.elbo if beta == 1 else bound.reconstruction - beta * bound.kl
-        return target, terms.sum(1)
+        return bound.reconstruction - beta * bound.kl, terms.sum(1)
     _checks.shape("the value of the objective", bound, (n,))
-    return bound, bound.detach().sum().unsqueeze(0)
+    value = bound.detach().sum()
+    return bound, torch.stack([value, torch.zeros_like(value)])
 
 
-def _kl_with_free_bits(model: Any, q: td.Distribution, config: TrainConfig) -> Tensor:  # noqa: ANN401
-    """The sum over dimensions of max(free bits, mean KL over the batch), a scalar."""
+def _kl_with_free_bits(
+    model: Any,  # noqa: ANN401
+    q: td.Distribution,
+    config: TrainConfig,
+    processes: Processes,
+    weight: float,
+    n: int,
+) -> Tensor:
+    """What has the gradient of the free-bits KL, (B,): dimensions below their free bits drop out.
+
+    The sum over dimensions of max(free bits, mean KL over the joint batch of n) is a constant in
+    those, and elsewhere the mean of the KL.
+    """
     if not hasattr(model, "prior"):
         raise ValueError(
             f"free_bits = {config.free_bits} needs a model with prior(), which "
@@ -455,7 +488,41 @@ def _kl_with_free_bits(model: Any, q: td.Distribution, config: TrainConfig) -> T
         raise ValueError(
             f"free_bits = {config.free_bits} needs a KL that splits into dimensions: {error}"
         ) from error
-    return divergences.mean(0).clamp(min=config.free_bits).sum()
+    sums = weight * divergences.detach().sum(0)
+    processes.sum([sums])
+    return divergences @ (sums / n >= config.free_bits).to(divergences.dtype)
+
+
+def _check_model(
+    model: nn.Module, config: TrainConfig, validation: Tensor | Images | None
+) -> None:
+    if not isinstance(config, TrainConfig):
+        raise ValueError(f"config must be a TrainConfig, found {type(config).__name__}")
+    if not isinstance(model, AmortizedModel | AmortizedSequenceModel):
+        raise ValueError(
+            "model must have encoder, log_likelihood, log_joint and prior, or log_prior and check "
+            f"for prior, which {type(model).__name__} has not: build a VAE(encoder, decoder, "
+            "prior) or a SequenceVAE"
+        )
+    if not _trainable(model):
+        raise ValueError("model has no trainable parameter: unfreeze one with requires_grad_()")
+    if config.keep == "best" and validation is None:
+        raise ValueError('keep = "best" needs validation data, found None: give validation=')
+
+
+def _device(config: TrainConfig, accelerator: Accelerator | None) -> torch.device:
+    """Where to train, and memory and graphs as that device needs them."""
+    chosen = pick_device(config.device)
+    device = chosen if accelerator is None else accelerator.device
+    if config.device is not None and device.type != chosen.type:
+        raise ValueError(
+            f"device must be None with an accelerator, which chose {device}, found {config.device}"
+        )
+    if config.capture and accelerator is not None and accelerator.num_processes > 1:
+        raise ValueError("capture = True records one process, found several: use capture=False")
+    if device.type == "cpu":
+        _memory.keep()
+    return device
 
 
 def pick_device(device: str | torch.device | None = None) -> torch.device:
@@ -473,8 +540,11 @@ def _check(
     name: str,
     config: TrainConfig,
     device: torch.device,
-) -> None:
-    """Look at all data, and send two rows through the objective before the first step."""
+) -> bool:
+    """Look at all data, and send two rows through the objective before the first step.
+
+    Returns whether the bound comes in two terms.
+    """
     check_data(model, x, name)
     data = x.x if isinstance(x, Images) else x
     rows = torch.arange(len(data), device=data.device)
@@ -484,11 +554,14 @@ def _check(
         few = present(x, rows[:2]).detach().to(device)
         q = model.encoder(few)
         bound = config.objective(model, q, few, config.n_samples)
+        if config.free_bits:
+            _kl_with_free_bits(model, q, config, Processes(), 1.0, len(few))
     if not isinstance(bound, ElboTerms) and (callable(config.beta) or config.beta != 1):
         raise ValueError(
             f"beta = {config.beta} needs objective=elbo_terms, whose KL is a term by itself"
         )
-    _target(bound, config.beta_at(0.0), len(few))
+    target_and_terms(bound, config.beta_at(0.0), len(few))
+    return isinstance(bound, ElboTerms)
 
 
 def _progress_bar(n_steps: int, device: torch.device, wanted: bool | None) -> tqdm:
