@@ -1,18 +1,19 @@
-# Everything runs in .venv, which the first command makes. `make help` lists the commands.
+# Everything runs in .venv, which the first command makes, and benchmarks in .venv-bench. `make help` lists the commands.
 
 PYTHON ?= python3
 PORT ?= 8000
+PARTS ?=
 # Another package index to take torch from, for instance the one with CPU-only builds.
 TORCH_INDEX ?=
 
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: help book notebooks test lint mutants bench serve clean
+.PHONY: help book notebooks test lint mutants determinism bench serve clean
 .DEFAULT_GOAL := help
 
 help: ## list the commands
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 book: $(INSTALLED) ## execute every chapter and build the book, warnings as errors
 	@$(BIN)/python tools/book.py html
@@ -35,14 +36,17 @@ lint: $(INSTALLED) ## style of the code and of the book's code cells, and types
 mutants: $(INSTALLED) ## break the package on purpose, one line at a time, and see the tests go red
 	OMP_NUM_THREADS=1 $(BIN)/python tests/mutants.py
 
-bench: $(INSTALLED) ## time a training step against a hand-written loop
-	$(BIN)/python tests/benchmarks/training_step.py | tee tests/benchmarks/RESULTS.md
+determinism: $(INSTALLED) ## run every page twice and compare, measured times left out
+	OMP_NUM_THREADS=1 $(BIN)/python tools/determinism.py
+
+bench: ## measure against other libraries, in .venv-bench; PARTS="step memory" for some of it
+	$(PYTHON) tests/benchmarks/environment.py $(PARTS)
 
 serve: book ## show the built book at http://localhost:8000 (PORT=...)
 	$(BIN)/python -m http.server --bind localhost --directory _build/html $(PORT)
 
 clean: ## remove what was built, the environment too
-	rm -rf _build .venv .mypy_cache .pytest_cache .ruff_cache *.egg-info
+	rm -rf _build .venv .venv-bench .mypy_cache .pytest_cache .ruff_cache .hypothesis *.egg-info
 
 $(INSTALLED): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \

@@ -236,8 +236,13 @@ def test_a_flipped_byte_anywhere_in_the_tensors_is_found(tmp_path):
 
 
 class Evil:
+    """An object that makes a folder when it is loaded."""
+
+    def __init__(self, folder):
+        self.folder = folder
+
     def __reduce__(self):
-        return os.mkdir, ("/tmp/this-must-never-appear",)
+        return os.mkdir, (str(self.folder),)
 
 
 @pytest.mark.parametrize(
@@ -247,14 +252,17 @@ class Evil:
         (torch.zeros(3), "found another"),
         ({"format": "vaetutor checkpoint", "version": 99}, "version 1, found 99"),
         ({"format": "vaetutor checkpoint", "version": 1, "epoch": 3}, "incomplete, without best"),
-        ({"format": "vaetutor checkpoint", "version": 1, "model": Evil()}, "damaged or not one"),
+        ({"format": "vaetutor checkpoint", "version": 1, "model": Evil}, "damaged or not one"),
     ],
 )
 def test_foreign_files_are_refused_and_run_no_code(tmp_path, content, message):
+    made = tmp_path / "made by a checkpoint"
+    if isinstance(content, dict) and "model" in content:
+        content = {**content, "model": Evil(made)}
     torch.save(content, tmp_path / "a.pt")
     with pytest.raises(ValueError, match=message):
         load_checkpoint(tmp_path / "a.pt")
-    assert not Path("/tmp/this-must-never-appear").exists()
+    assert not made.exists()
     (tmp_path / "b.pt").write_text("not a checkpoint")
     with pytest.raises(ValueError, match="damaged or not one.*no older one"):
         load_checkpoint(tmp_path / "b.pt")

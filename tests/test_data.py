@@ -1,13 +1,20 @@
 """The data, the binarisation protocol, and what happens to files that are not what they claim."""
 
+import errno
 import gzip
 import hashlib
+import importlib.util
+import json
 import math
 import os
+import re
+import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
+import time
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -18,10 +25,10 @@ import scipy.ndimage
 import scipy.stats
 import torch
 
-from vaetutor import data
+from vaetutor import data, vowels
 
 NAMES = sorted(data.SHA256)
-LABELS = "t10k-labels-idx1-ubyte.gz"
+IMAGES, LABELS = "t10k-images-idx3-ubyte.gz", "t10k-labels-idx1-ubyte.gz"
 SIDE_FOLDER = Path(__file__).resolve().parents[2] / "shared" / "data" / "mnist"
 
 
@@ -99,6 +106,40 @@ def mirror(tmp_path, monkeypatch):
     server.shutdown()
     thread.join()
     server.server_close()
+
+
+# Another process that asks the same mirror for the test images, and prints their sum of pixels.
+READER = """
+import json, resource, sys
+from vaetutor import data
+data.MIRROR, sums, largest = json.loads(sys.argv[1])
+data.SHA256.update(sums)
+import pooch, requests
+if largest:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (largest, largest))
+print(data.mnist("test", None, full=True).x.double().sum().item())
+"""
+
+
+def reader(largest_file: int | None = None) -> subprocess.Popen:
+    """Start READER; `largest_file` bytes are all that it can write into one file."""
+    job = json.dumps([data.MIRROR, data.SHA256, largest_file])
+    return subprocess.Popen(
+        [sys.executable, "-c", READER, job],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def damaged(good: bytes) -> dict[str, bytes]:
+    middle = len(good) // 2
+    return {
+        "truncated": good[:-7],
+        "altered": good[:middle] + bytes([good[middle] ^ 1]) + good[middle + 1 :],
+        "empty": b"",
+        "garbage": b"<html>Not here</html>",
+    }
 
 
 # The embedded digits
@@ -596,12 +637,7 @@ def test_damaged_cached_file_is_refused_and_left_alone(mirror, damage):
     data.mnist("test", full=True)
     path = cache / LABELS
     good = path.read_bytes()
-    bad = {
-        "truncated": good[:-7],
-        "altered": good[:-5] + bytes([good[-5] ^ 1]) + good[-4:],
-        "empty": b"",
-        "garbage": b"<html>Not here</html>",
-    }[damage]
+    bad = damaged(good)[damage]
     path.write_bytes(bad)
     before, n_requests = snapshot(cache), len(requests)
 
@@ -623,12 +659,11 @@ def test_damaged_cached_file_is_refused_and_left_alone(mirror, damage):
     assert path.read_bytes() == good
 
 
-@pytest.mark.parametrize("damage", ["truncated", "altered"])
+@pytest.mark.parametrize("damage", ["truncated", "altered", "empty", "garbage"])
 def test_bad_download_leaves_no_file(mirror, damage):
     served, cache, _ = mirror
-    path = served / "t10k-images-idx3-ubyte.gz"
-    good = path.read_bytes()
-    path.write_bytes(good[:-7] if damage == "truncated" else good[:-1] + b"!")
+    path = served / IMAGES
+    path.write_bytes(damaged(path.read_bytes())[damage])
     with pytest.raises(ValueError, match="kept nothing"):
         data.mnist("test", full=True)
     assert list(cache.iterdir()) == []
@@ -663,6 +698,115 @@ def test_no_network_and_nothing_cached_says_what_to_do(tmp_path, monkeypatch, no
     assert len(data.mnist()) == 4000
 
 
+def test_absent_folder_is_made(mirror, monkeypatch, tmp_path):
+    folder = tmp_path / "not" / "there" / "yet"
+    monkeypatch.setenv("VAETUTOR_DATA", str(folder))
+    assert len(data.mnist("test", full=True)) == 12
+    assert {file.name for file in folder.iterdir()} == {IMAGES, LABELS}
+
+
+@pytest.mark.parametrize("place", [".", "below"])
+def test_folder_that_is_a_file_says_what_to_do(mirror, monkeypatch, tmp_path, place):
+    file = tmp_path / "file"
+    file.write_text("mine")
+    monkeypatch.setenv("VAETUTOR_DATA", str(file / place))
+    with pytest.raises(OSError, match=r"(?s)could not keep or read .*VAETUTOR_DATA.*full=False"):
+        data.mnist("test", full=True)
+    assert file.read_text() == "mine"
+
+
+def test_folder_that_cannot_be_written_says_what_to_do(mirror, monkeypatch):
+    _, cache, requests = mirror
+    cache.mkdir()
+
+    def refuse(*args, dir, **kwargs):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), dir)
+
+    monkeypatch.setattr(tempfile, "NamedTemporaryFile", refuse)
+    with pytest.raises(OSError, match="Permission denied.*VAETUTOR_DATA"):
+        data.mnist("test", full=True)
+    assert list(cache.iterdir()) == requests == []
+
+
+def test_file_that_cannot_be_read_says_what_to_do(mirror):
+    _, cache, _ = mirror
+    (cache / IMAGES).mkdir(parents=True)  # who runs as root may read any file, but no folder
+    with pytest.raises(OSError, match=f"{IMAGES}.*VAETUTOR_DATA"):
+        data.mnist("test", full=True)
+
+
+def test_disk_that_fills_up_during_a_download_says_what_to_do(mirror):
+    """By a limit on the size of a file: like a full disk, a write fails in mid-file."""
+    served, cache, _ = mirror
+    limit = (served / IMAGES).stat().st_size // 2
+    process = reader(limit)
+    message = process.communicate(timeout=60)[1]
+    assert re.search(f"^OSError: .*{IMAGES}.*{os.strerror(errno.EFBIG)}.*Make room", message, re.M)
+    assert list(cache.iterdir()) == []
+    assert len(data.mnist("test", full=True)) == 12
+
+
+def test_two_processes_may_download_at_once(mirror, monkeypatch):
+    """The mirror sends nothing before both have asked, and looks at the folder as it sends."""
+    served, cache, requests = mirror
+    both = {name: threading.Barrier(2, timeout=60) for name in (IMAGES, LABELS)}
+    good = {name: (served / name).read_bytes() for name in both}
+    unlike = []
+
+    def send(self, source, target):
+        name = self.path.removeprefix("/")
+        both[name].wait()
+        while piece := source.read(len(good[name]) // 10):
+            target.write(piece)
+            target.flush()
+            time.sleep(0.005)
+            found = {n: (cache / n).read_bytes() for n in good if (cache / n).exists()}
+            unlike.extend(n for n in found if found[n] != good[n])
+
+    monkeypatch.setattr(SimpleHTTPRequestHandler, "copyfile", send)
+    first, second = reader(), reader()
+    output = [process.communicate(timeout=120) for process in (first, second)]
+    assert first.returncode == second.returncode == 0, output
+    assert sorted(requests) == sorted(["/" + name for name in both] * 2)
+    assert unlike == []
+    assert {file.name: file.read_bytes() for file in cache.iterdir()} == good
+    whole = data.mnist("test", None, full=True).x.double().sum().item()
+    assert [float(out) for out, _ in output] == [whole, whole]
+
+
+def test_killed_download_leaves_nothing_that_is_used(mirror, monkeypatch):
+    served, cache, requests = mirror
+    half_sent, killed = threading.Event(), threading.Event()
+    send = SimpleHTTPRequestHandler.copyfile
+
+    def stop_halfway(self, source, target):
+        if half_sent.is_set():
+            return send(self, source, target)
+        good = source.read()
+        target.write(good[: len(good) // 2])
+        target.flush()
+        half_sent.set()
+        killed.wait(60)
+
+    monkeypatch.setattr(SimpleHTTPRequestHandler, "copyfile", stop_halfway)
+    process = reader()
+    assert half_sent.wait(60)
+    while not any(file.stat().st_size for file in cache.iterdir()):
+        time.sleep(0.01)  # until some of it has been written
+    process.kill()
+    assert process.wait(60) == -signal.SIGKILL
+    killed.set()
+    process.communicate()
+    assert not {file.name for file in cache.iterdir()} & {*NAMES}
+
+    images = data.mnist("test", None, full=True)
+    expected = gzip.decompress((served / IMAGES).read_bytes())[16:]
+    assert (images.x * 255).round().to(torch.uint8).numpy().tobytes() == expected
+    assert requests.count("/" + IMAGES) == 2
+    for name in (IMAGES, LABELS):
+        assert (cache / name).read_bytes() == (served / name).read_bytes()
+
+
 @pytest.mark.parametrize(
     "raw",
     [
@@ -681,6 +825,47 @@ def test_header_is_checked_even_where_the_sum_is_right(raw, tmp_path, monkeypatc
     monkeypatch.setitem(data.SHA256, LABELS, hashlib.sha256(path.read_bytes()).hexdigest())
     with pytest.raises(ValueError, match="IDX"):
         data._read_idx(LABELS)
+
+
+# The vowels
+
+
+@pytest.fixture
+def package(tmp_path, monkeypatch):
+    """A stand-in for sktime that holds a copy of one file."""
+    folder = tmp_path / "sktime" / "datasets" / "data" / "JapaneseVowels"
+    folder.mkdir(parents=True)
+    real = Path(importlib.util.find_spec("sktime").origin).parent
+    copied = folder / "JapaneseVowels_TEST.ts"
+    copied.write_bytes((real / copied.relative_to(tmp_path / "sktime")).read_bytes())
+    (tmp_path / "sktime" / "__init__.py").touch()
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "sktime", raising=False)
+    return copied
+
+
+@pytest.mark.parametrize("damage", ["truncated", "altered", "empty", "garbage"])
+def test_damaged_vowels_are_refused(package, damage):
+    assert len(data.japanese_vowels("test")) == 370
+    bad = damaged(package.read_bytes())[damage]
+    package.write_bytes(bad)
+    with pytest.raises(ValueError) as error:
+        data.japanese_vowels("test")
+    for word in (str(package), vowels.SHA256["test"], "pip install"):
+        assert word in str(error.value)
+    assert package.read_bytes() == bad
+
+
+def test_absent_vowels_say_what_to_do(package):
+    package.unlink()
+    with pytest.raises(ModuleNotFoundError, match=f"{package.name}.*pip install"):
+        data.japanese_vowels("test")
+
+
+def test_vowels_without_their_package_say_what_to_do(monkeypatch):
+    monkeypatch.setattr(vowels, "find_spec", lambda name: None)
+    with pytest.raises(ModuleNotFoundError, match="sktime.*pip install"):
+        data.japanese_vowels()
 
 
 def test_import_is_light():

@@ -192,6 +192,25 @@ def test_learned_priors_train(device, kind):
         assert all(not torch.equal(p, q) for p, q in zip(vae.prior.parameters(), old, strict=True))
 
 
+def test_shared_weights_stay_shared(device):
+    """Two layers with one weight: replicas are separate runs, and the weight moves as one."""
+
+    def build(seed):
+        vae = make(seed)
+        vae.encoder.insert(1, nn.Linear(4, 4))
+        vae.encoder.insert(2, nn.Linear(4, 4))
+        vae.encoder[2].weight = vae.encoder[1].weight
+        return vae.to(device)
+
+    plain = config(device, batch_size=50, objective=without_draws, learning_rate=1e-2)
+    together, apart = ([build(0), build(1)] for _ in range(2))
+    fit_replicas(together, bits(), [plain, plain])
+    for vae in apart:
+        fit(vae, bits(), plain)
+    close(together, apart)
+    assert together[0].encoder[1].weight is together[0].encoder[2].weight
+
+
 def test_frozen_parts_stay(device):
     models = [make(seed).to(device) for seed in range(2)]
     for vae in models:

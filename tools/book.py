@@ -12,8 +12,12 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock
+
+if TYPE_CHECKING:
+    from nbformat import NotebookNode
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "book" / "_ext"))
@@ -72,6 +76,13 @@ def _build() -> None:
     STATE.write_text(json.dumps(before, indent=1))
 
 
+def settings() -> dict[str, Any]:
+    """Those of the book."""
+    import yaml
+
+    return yaml.safe_load((ROOT / "_config.yml").read_text())
+
+
 def pages() -> list[Path]:
     """The pages with code, in the order of the file names."""
     from myst_nb.core.read import is_myst_markdown_notebook
@@ -80,34 +91,47 @@ def pages() -> list[Path]:
     return [path for path in found if is_myst_markdown_notebook(path.read_text())]
 
 
-def execute(page: Path) -> dict[str, int | str]:
-    """Run `page` in a kernel of its own, put the result into the book's execution cache, and
-    return what it cost: seconds from the start of the kernel, peak resident memory."""
-    import psutil
-    import torch
-    import yaml
-    from jupyter_cache import get_cache
-    from jupyter_cache.base import CacheBundleIn
+def read(page: Path) -> "NotebookNode":
+    """`page` as a notebook that has not been run."""
     from myst_nb.core.read import read_myst_markdown_notebook
     from myst_parser.config.main import MdParserConfig
-    from nbclient import NotebookClient
-    from nbclient.exceptions import CellExecutionError
-    from vaebook import execution_cache
 
-    config = yaml.safe_load((ROOT / "_config.yml").read_text())
-    extensions = set(config["parse"]["myst_enable_extensions"])
-    notebook = read_myst_markdown_notebook(
+    extensions = set(settings()["parse"]["myst_enable_extensions"])
+    return read_myst_markdown_notebook(
         page.read_text(),
         config=MdParserConfig(enable_extensions=extensions),
         add_source_map=True,
         path=str(page),
     )
+
+
+def run(notebook: "NotebookNode", page: Path) -> None:
+    """Run `notebook`, which is `page`, in a kernel of its own."""
+    from nbclient import NotebookClient
+    from nbclient.exceptions import CellExecutionError
+
     client = NotebookClient(
         notebook,
-        timeout=config["execute"]["timeout"],
+        timeout=settings()["execute"]["timeout"],
         record_timing=False,
         resources={"metadata": {"path": str(page.parent)}},
     )
+    try:
+        client.execute()
+    except CellExecutionError as error:
+        sys.exit(f"{page.name} failed.\n{error}")
+
+
+def execute(page: Path) -> dict[str, int | str]:
+    """Run `page`, put the result into the book's execution cache, and return what it cost:
+    seconds from the start of the kernel, peak resident memory."""
+    import psutil
+    import torch
+    from jupyter_cache import get_cache
+    from jupyter_cache.base import CacheBundleIn
+    from vaebook import execution_cache
+
+    notebook = read(page)
     peak, done = 0, threading.Event()
 
     def watch() -> None:
@@ -128,9 +152,7 @@ def execute(page: Path) -> dict[str, int | str]:
     watcher.start()
     start = time.perf_counter()
     try:
-        client.execute()
-    except CellExecutionError as error:
-        sys.exit(f"{page.name} failed.\n{error}")
+        run(notebook, page)
     finally:
         seconds = time.perf_counter() - start
         done.set()

@@ -9,11 +9,11 @@ device: :func:`vaetutor.fit` therefore checks the whole data set once and then t
 
 from __future__ import annotations
 
-import operator
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from numbers import Real
+from numbers import Integral, Real
 from typing import SupportsIndex
 
 import torch
@@ -40,24 +40,42 @@ def disabled() -> Iterator[None]:
 
 def count(name: str, value: SupportsIndex, least: int = 1) -> int:
     """Return `value` if it is an integer of at least `least`."""
-    whole = isinstance(value, SupportsIndex) and not isinstance(value, bool | Tensor)
-    if not whole or operator.index(value) < least:
+    if not isinstance(value, Integral) or isinstance(value, bool) or value < least:
         raise ValueError(f"{name} must be an integer of at least {least}, found {value!r}")
-    return operator.index(value)
+    return int(value)
+
+
+def seed(value: int) -> int:
+    """Return `value` if it is a seed that torch takes: an integer from 0 to 2^63 - 1."""
+    if count("seed", value, least=0) >= 2**63:
+        raise ValueError(f"seed must be an integer below 2^63, found {value!r}")
+    return int(value)
 
 
 def positive_number(name: str, value: float) -> float:
     """Return `value` if it is a finite number above zero."""
-    if isinstance(value, bool) or not isinstance(value, Real) or not 0 < value < torch.inf:
+    number = real_number(value)
+    if not 0 < number < math.inf:
         raise ValueError(f"{name} must be a finite number above 0, found {value!r}")
-    return float(value)
+    return number
 
 
 def weight(name: str, value: float) -> float:
     """Return `value` if it is a finite number of at least zero."""
-    if isinstance(value, bool) or not isinstance(value, Real) or not 0 <= value < torch.inf:
+    number = real_number(value)
+    if not 0 <= number < math.inf:
         raise ValueError(f"{name} must be a finite number of at least 0, found {value!r}")
-    return float(value)
+    return number
+
+
+def real_number(value: object) -> float:
+    """A real number as a float, NaN for anything else."""
+    if isinstance(value, bool) or not isinstance(value, Real):
+        return math.nan
+    try:
+        return float(value)
+    except OverflowError:  # an integer beyond all floats
+        return math.inf
 
 
 def batch(name: str, x: Tensor) -> None:
@@ -85,6 +103,18 @@ def shape(name: str, value: Tensor, expected: tuple[int, ...]) -> None:
         )
 
 
+def event(name: str, value: Tensor, expected: tuple[int, ...]) -> None:
+    """Raise unless `value` holds events of the expected shape; others would broadcast."""
+    if not isinstance(value, Tensor):
+        raise ValueError(f"{name} must be a torch.Tensor, found {type(value).__name__}")
+    batch = value.ndim - len(expected)
+    if batch < 0 or value.shape[batch:] != expected or value.numel() == 0:
+        raise ValueError(
+            f"{name} must have shape (..., {', '.join(map(str, expected))}) for this distribution "
+            f"and hold at least one event, found {tuple(value.shape)}"
+        )
+
+
 def draws(x: Tensor, z: Tensor, shared: bool = False) -> None:
     """Raise unless z is (S, B, D) with as many rows as x, or one for all of them if `shared`."""
     if z.ndim != 3:
@@ -96,6 +126,11 @@ def draws(x: Tensor, z: Tensor, shared: bool = False) -> None:
         raise ValueError(
             f"x has {len(x)} rows but the draws z and the distribution q are for {z.shape[1]}: "
             "give one distribution and one row for each example"
+        )
+    if x.device != z.device:
+        raise ValueError(
+            f"x and the draws z must be on one device, found {x.device} and {z.device}: move the "
+            "data or the model with .to(...)"
         )
 
 
@@ -109,9 +144,18 @@ def one_for_each(name: str, q: object, n: int) -> None:
         )
 
 
+def held(name: str, x: Tensor) -> None:
+    """Raise if `x` has a shape and no values, as tensors on the meta device."""
+    if x.is_meta:
+        raise ValueError(f"{name} must hold values, found a tensor without any, on device meta")
+
+
 def finite(name: str, x: Tensor) -> None:
     """Raise if `x` holds a NaN or an infinity (when values are checked at all)."""
-    if enabled() and x.is_floating_point() and not torch.isfinite(x).all():
+    if not enabled() or not x.is_floating_point():
+        return
+    held(name, x)
+    if not torch.isfinite(x).all():
         bad = int((~torch.isfinite(x)).sum())
         raise ValueError(
             f"{name} holds {bad} values that are NaN or infinite, expected finite numbers: "

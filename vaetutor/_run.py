@@ -49,6 +49,7 @@ def check_data(model: Any, x: Tensor | Images, name: str = "x") -> None:  # noqa
     data = x.x if isinstance(x, Images) else x
     with _checks.disabled():  # type and size; the values are looked at below
         _checks.batch(name, data)
+    _checks.held(name, data)
     dtypes = {t.dtype for t in _tensors(model) if t.is_floating_point()}
     if dtypes and data.dtype not in dtypes:
         expected = min(map(str, dtypes))

@@ -76,6 +76,7 @@ class _ProjectedNormal(td.Distribution):
         return angle + inverse * (moved[..., 1] * cosine - moved[..., 0] * sine)
 
     def log_prob(self, value: Tensor) -> Tensor:
+        _checks.event("value", value, self.event_shape)
         if self._validate_args:
             self._validate_sample(value)
         cosine, sine = value.cos(), value.sin()
@@ -157,6 +158,7 @@ class _Product(td.Distribution):
         return torch.cat([part.sample(sample_shape) for part in self.parts], -1)
 
     def log_prob(self, value: Tensor) -> Tensor:
+        _checks.event("value", value, self.event_shape)
         values = value.split(self._sizes, -1)
         return torch.stack(
             [part.log_prob(z) for part, z in zip(self.parts, values, strict=True)]

@@ -97,12 +97,15 @@ class Images:
 
     def __post_init__(self) -> None:
         _check_option("binarize", self.binarize, (*get_args(Binarize), None))
-        if self.x.dtype != torch.float32 or self.y.dtype != torch.int64:
+        kinds = _kind(self.x), _kind(self.y)
+        if kinds != (torch.float32, torch.int64):
             raise ValueError(
-                f"x and y must be float32 and int64, found {self.x.dtype} and {self.y.dtype}: "
+                f"x and y must be float32 and int64, found {kinds[0]} and {kinds[1]}: "
                 "convert with x.float() and y.long()."
             )
-        n_pixels = math.prod(self.image_shape)
+        if not isinstance(self.image_shape, Sequence) or len(self.image_shape) != 2:
+            raise ValueError(f"image_shape must be (height, width), found {self.image_shape!r}.")
+        n_pixels = math.prod(_checks.count("image_shape", size) for size in self.image_shape)
         if self.x.ndim != 2 or self.x.shape[0] < 1 or self.x.shape[1] != n_pixels:
             raise ValueError(
                 f"x must have shape (N, {n_pixels}) with N >= 1 for image_shape "
@@ -173,11 +176,12 @@ class RotatedImages(Images):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.angle.dtype != torch.float32 or self.angle.shape != self.y.shape:
+        if _kind(self.angle) != torch.float32 or self.angle.shape != self.y.shape:
             raise ValueError(
                 f"angle must be float32 of shape ({len(self)},), one angle an image, found "
-                f"{self.angle.dtype} of shape {tuple(self.angle.shape)}."
+                f"{_kind(self.angle)} of shape {tuple(getattr(self.angle, 'shape', ()))}."
             )
+        _checks.held("angle", self.angle)
         if not ((self.angle >= 0) & (self.angle < 2 * math.pi)).all():
             raise ValueError(
                 f"angle must lie in [0, 2π), found values from {self.angle.min().item()} to "
@@ -226,6 +230,7 @@ def mnist(
         ValueError: for an unknown option, and for a damaged file of the full set, which is
             neither used nor touched.
         ConnectionError: if a file of the full set is neither cached nor reachable.
+        OSError: if the folder cannot be written or read, or the disk is full.
 
     Source: LeCun, Bottou, Bengio and Haffner (1998), Gradient-based learning applied to document
     recognition. Images by Yann LeCun and Corinna Cortes, CC BY-SA 3.0. Dynamic binarisation as in
@@ -233,7 +238,7 @@ def mnist(
     """
     _check_option("split", split, get_args(Split))
     _check_option("binarize", binarize, (*get_args(Binarize), None))
-    _checks.count("seed", seed, least=0)
+    _checks.seed(seed)
 
     pixels, labels = _official(split) if full else _embedded(split)
     x = _on_cpu(pixels.reshape(len(pixels), -1), torch.float32) / 255
@@ -324,7 +329,7 @@ def rotated_digits(
         Images with D_x = 784 and their angles, on the CPU.
 
     Raises:
-        ValueError, ConnectionError: as :func:`mnist`.
+        ValueError, ConnectionError, OSError: as :func:`mnist`.
 
     Source: as :func:`mnist`.
 
@@ -374,13 +379,19 @@ def _on_cpu(array: np.ndarray, dtype: torch.dtype) -> Tensor:
 T = TypeVar("T")
 
 
+def _kind(value: object) -> object:
+    """The dtype of a tensor, the name of its type for anything else."""
+    return value.dtype if isinstance(value, Tensor) else type(value).__name__
+
+
 def _check_option(argument: str, value: T, options: tuple[T, ...]) -> None:
-    if value not in options:
+    if not isinstance(value, str | None) or value not in options:
         known = ", ".join(map(repr, options))
         raise ValueError(f"{argument} must be one of {known}, found {value!r}.")
 
 
 def _check_values(x: Tensor, binarize: str | None) -> None:
+    _checks.held("x", x)
     if binarize is None:
         good, expected = x.isfinite().all(), "finite numbers"
     elif binarize == "dynamic":
@@ -438,9 +449,18 @@ def _read_idx(name: str) -> np.ndarray:
 def _verified(name: str) -> bytes:
     """The bytes of one official file, from the cache or else the mirror, and never any others."""
     path = _folder() / name
-    if not path.exists():
-        _download(path)
-    data = path.read_bytes()
+    try:
+        if not path.exists():
+            _download(path)
+        data = path.read_bytes()
+    except ConnectionError:
+        raise
+    except OSError as error:
+        raise OSError(
+            f"mnist(full=True) could not keep or read {path}: {error}. Make room or allow access "
+            "there, or name another folder in the environment variable VAETUTOR_DATA. full=False "
+            "needs no file."
+        ) from error
     found = hashlib.sha256(data).hexdigest()
     if found != SHA256[name]:
         raise ValueError(
@@ -460,7 +480,11 @@ def _folder() -> Path:
 
 
 def _download(path: Path) -> None:
-    """Fetch one official file; it appears at ``path`` whole and verified, or not at all."""
+    """Fetch one official file; it appears at ``path`` whole and verified, or not at all.
+
+    Several processes may do so at once, each in a temporary file beside ``path``. One that is
+    killed leaves its temporary file behind, which nothing reads.
+    """
     import pooch
     import requests
 

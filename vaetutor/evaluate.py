@@ -171,6 +171,7 @@ def summary(
         ValueError: as :func:`log_evidence`.
     """
     _checks.count("n_samples", n_samples)
+    _checks.seed(seed)
     check_data(model, x)
     device = device_of(model)
     with seeded(seed, device):

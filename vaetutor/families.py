@@ -15,11 +15,13 @@ A decoder is the same thing the other way round: a network followed by an observ
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
 import torch.distributions as td
 from torch import Tensor, nn
+from torch.nn.functional import logsigmoid
 
 from vaetutor import _checks
 
@@ -78,7 +80,7 @@ def inverse_positive(scale: Tensor) -> Tensor:
 
 
 def _event_shape(name: str, value: int | tuple[int, ...]) -> tuple[int, ...]:
-    shape = (value,) if isinstance(value, int) else tuple(value)
+    shape = tuple(value) if isinstance(value, Sequence) else (value,)
     if not shape:
         raise ValueError(f"{name} must have at least one dimension, found {value!r}")
     return tuple(_checks.count(name, size) for size in shape)
@@ -93,14 +95,22 @@ class _Family(nn.Module):
         if not isinstance(lam, Tensor) or not lam.is_floating_point():
             found = lam.dtype if isinstance(lam, Tensor) else type(lam).__name__
             raise ValueError(f"lam must be a floating-point torch.Tensor, found {found}")
-        if lam.ndim < 1 or lam.shape[-1] != self.n_parameters:
+        if lam.ndim < 1 or lam.shape[-1] != self.n_parameters or lam.numel() == 0:
             raise ValueError(
-                f"lam must have shape (..., {self.n_parameters}) for {self}, found "
-                f"{tuple(lam.shape)}: end the network with family.n_parameters outputs"
+                f"lam must have shape (..., {self.n_parameters}) for {self} and at least one row, "
+                f"found {tuple(lam.shape)}: end the network with family.n_parameters outputs"
             )
         _checks.finite("lam", lam)
         # Under autocast a network hands over bfloat16, which cannot hold a log-density.
         return lam if torch.finfo(lam.dtype).bits >= 32 else lam.float()
+
+
+class _Independent(td.Independent):
+    """Refuses a value of another event shape, which torch would broadcast."""
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        _checks.event("value", value, self.event_shape)
+        return super().log_prob(value)
 
 
 class DiagonalNormal(_Family):
@@ -132,7 +142,7 @@ class DiagonalNormal(_Family):
 
     def forward(self, lam: Tensor) -> td.Independent:
         mean, raw = self._parameters_of(lam).chunk(2, dim=-1)
-        return td.Independent(td.Normal(mean, positive(raw), validate_args=_checks.enabled()), 1)
+        return _Independent(td.Normal(mean, positive(raw), validate_args=_checks.enabled()), 1)
 
     def extra_repr(self) -> str:
         return f"{self.dim}"
@@ -148,6 +158,7 @@ class _FullPrecision(td.Distribution):
             return super().rsample(sample_shape)
 
     def log_prob(self, value: Tensor) -> Tensor:
+        _checks.event("value", value, self.event_shape)
         with torch.autocast(self.loc.device.type, enabled=False):
             return super().log_prob(value)
 
@@ -262,6 +273,10 @@ class LowRankNormal(_Family):
 
 class _MixtureNormal(td.MixtureSameFamily):
     """A mixture of diagonal normals; its independent draws carry no gradient."""
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        _checks.event("value", value, self.event_shape)
+        return super().log_prob(value)
 
 
 class _EachComponent(_MixtureNormal):
@@ -381,7 +396,8 @@ class MixtureNormal(_Family):
         size = (self.components, self.dim)
         mean, raw = mean.unflatten(-1, size), raw.unflatten(-1, size)
         checked = _checks.enabled()
-        weights = td.Categorical(logits=logits, validate_args=checked)
+        # Normalised once more by torch, which alone would lose digits where all logits are large.
+        weights = td.Categorical(logits=logits.log_softmax(-1), validate_args=checked)
         normal = td.Normal(self.offset.to(lam) + mean, positive(raw), validate_args=checked)
         mixture = _EachComponent if self.gradient == "each" else _ImplicitGradient
         return mixture(weights, td.Independent(normal, 1), validate_args=checked)
@@ -410,7 +426,11 @@ class _Bernoulli(td.Bernoulli):
         super()._validate_sample(value)
 
     def log_prob(self, value: Tensor) -> Tensor:
-        return super().log_prob(value.to(self.logits.dtype))  # 0 and 1 are exact in every dtype
+        if self._validate_args:
+            self._validate_sample(value)
+        # log p(1) = log s(l) and log p(0) = log s(-l): half the passes over (S, B, D) of the
+        # cross-entropy, which torch takes. 0 and 1 are exact in every dtype.
+        return logsigmoid((2 * value.to(self.logits.dtype) - 1) * self.logits)
 
 
 class Bernoulli(_Family):
@@ -443,7 +463,7 @@ class Bernoulli(_Family):
     def forward(self, lam: Tensor) -> td.Independent:
         logits = self._parameters_of(lam).unflatten(-1, self.event_shape)
         base = _Bernoulli(logits=logits, validate_args=_checks.enabled())
-        return td.Independent(base, len(self.event_shape))
+        return _Independent(base, len(self.event_shape))
 
     def extra_repr(self) -> str:
         return f"{self.event_shape}"
@@ -490,7 +510,7 @@ class Normal(_Family):
     def forward(self, lam: Tensor) -> td.Independent:
         mean = self._parameters_of(lam).unflatten(-1, self.event_shape)
         base = td.Normal(mean, self.scale.to(mean.dtype), validate_args=_checks.enabled())
-        return td.Independent(base, len(self.event_shape))
+        return _Independent(base, len(self.event_shape))
 
     def extra_repr(self) -> str:
         return f"{self.event_shape}"

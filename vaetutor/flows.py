@@ -49,6 +49,12 @@ class _Flow(_FullPrecision, zuko.distributions.NormalizingFlow):
         with torch.autocast(self.loc.device.type, enabled=False):
             return super().rsample_and_log_prob(shape)
 
+    def log_prob(self, value: Tensor) -> Tensor:
+        _checks.event("value", value, self.event_shape)  # before its type is looked at
+        if value.dtype != self.loc.dtype:
+            raise ValueError(f"value must have the dtype {self.loc.dtype}, found {value.dtype}")
+        return super().log_prob(value)
+
 
 class _DrawnWithDensity(td.Distribution):
     """What gives a draw and its density in one pass, and a draw alone by the same."""
@@ -92,6 +98,7 @@ class _Planar(_DrawnWithDensity):
         return mean + scale * z, log_q - scale.log().sum(-1)
 
     def log_prob(self, value: Tensor) -> Tensor:
+        _checks.event("value", value, self.event_shape)
         if self._validate_args:
             self._validate_sample(value)
         scale = self.base.stddev
@@ -206,6 +213,7 @@ class _Located(_DrawnWithDensity):
         return self.base.mean + scale * y, log_q - scale.log().sum(-1)
 
     def log_prob(self, value: Tensor) -> Tensor:
+        _checks.event("value", value, self.event_shape)
         if self._validate_args:
             self._validate_sample(value)
         scale = self.base.stddev
@@ -281,6 +289,9 @@ class FlowPosterior(_Family):
 
     def forward(self, lam: Tensor) -> _Located:
         lam = self._parameters_of(lam)
+        dtype = self.base.loc.dtype
+        if lam.dtype != dtype:
+            raise ValueError(f"lam must have the dtype of the flow, {dtype}, found {lam.dtype}")
         located, context = lam.split([2 * self.dim, self.context], dim=-1)
         transform = self.transform(context)
         if self.orientation == "inverse":

@@ -376,8 +376,9 @@ def gradient_moments(
     if not isinstance(lam, Tensor) or lam.ndim != 1 or not lam.is_floating_point():
         found = tuple(lam.shape) if isinstance(lam, Tensor) else type(lam).__name__
         raise ValueError(f"lam must be a floating-point tensor of shape (P,), found {found}")
-    if x is not None and (x.ndim < 1 or len(x) != 1):
-        raise ValueError(f"x must be one observation, shape (1, ...), found {tuple(x.shape)}")
+    if x is not None and not (isinstance(x, Tensor) and x.ndim >= 1 and len(x) == 1):
+        found = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
+        raise ValueError(f"x must be one observation, shape (1, ...), found {found}")
     parts: list[Tensor] = []
     for start in range(0, replicates, chunk):
         n = min(chunk, replicates - start)

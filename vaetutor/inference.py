@@ -213,7 +213,7 @@ def _check_options(
 ) -> None:
     _checks.count("steps", steps, least=0)
     _checks.count("n_samples", n_samples)
-    _checks.count("seed", seed, least=0)
+    _checks.seed(seed)
     _checks.positive_number("learning_rate", learning_rate)
     _checks.positive_number("tolerance", tolerance)
 
@@ -370,9 +370,9 @@ def inference_gaps(
     for name, value, least in (
         ("n_samples", n_samples, 2),
         ("chunk", chunk, 1),
-        ("seed", seed, 0),
     ):
         _checks.count(name, value, least)
+    _checks.seed(seed)
     x = _check_rows(model, x)
     evidence, evidence_error = _evidence(model, x, reference)
     with evaluating(model), evaluating(encoder):

@@ -77,11 +77,8 @@ class NormalChain(td.Distribution):
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Log-density in nats, summed over the steps that are observed."""
-        if value.shape[-1:] != self.event_shape:
-            raise ValueError(
-                f"value must have shape (..., {self.event_shape[0]}) for this chain, found "
-                f"{tuple(value.shape)}"
-            )
+        _checks.event("value", value, self.event_shape)
+        _checks.finite("value", value)
         z = value.unflatten(-1, self.loc.shape[-2:])
         pulled = nn.functional.pad(self.gate * z[..., :-1, :], (0, 0, 1, 0))  # zero at the first
         log_q = td.Normal(self.loc + pulled, self.scale, validate_args=False).log_prob(z).sum(-1)

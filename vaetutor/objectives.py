@@ -167,6 +167,8 @@ def log_weights(
 
 
 def _log_weights(model: LatentVariableModel, draws: Draws, x: Tensor) -> Tensor:
+    if not hasattr(model, "log_joint"):
+        raise ValueError(f"model must have log_joint(x, z), found {type(model).__name__}")
     _checks.batch("x", x)
     _checks.draws(x, draws.z)
     log_joint = model.log_joint(x, draws.z)
@@ -368,6 +370,9 @@ _WITH_MATRIX = (td.MultivariateNormal, td.LowRankMultivariateNormal)
 
 
 def _closed_form_kl(q: td.Distribution, p: td.Distribution) -> Tensor | None:
+    for name, d in (("q", q), ("p", p)):
+        if not isinstance(d, td.Distribution):
+            raise ValueError(f"{name} must be a Distribution, found {type(d).__name__}")
     if q.event_shape != p.event_shape:
         raise ValueError(
             f"q and p must have the same event shape, found {tuple(q.event_shape)} and "

@@ -15,14 +15,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from numbers import Real
 
 import torch
 import torch.distributions as td
 from torch import Tensor, nn
 
 from vaetutor import _checks
-from vaetutor.families import DiagonalNormal, inverse_positive
+from vaetutor.families import DiagonalNormal, _Independent, inverse_positive
 from vaetutor.model import Family
 
 _AT_ONCE = 2**19  # numbers held while a density is evaluated: 2 MB in float32, fits a cache
@@ -57,7 +56,7 @@ class StandardNormal(nn.Module):
         self.register_buffer("scale", torch.ones(dim), persistent=False)
 
     def forward(self) -> td.Independent:
-        return td.Independent(td.Normal(self.loc, self.scale, validate_args=_checks.enabled()), 1)
+        return _Independent(td.Normal(self.loc, self.scale, validate_args=_checks.enabled()), 1)
 
     def extra_repr(self) -> str:
         return f"{self.dim}"
@@ -131,11 +130,7 @@ class Mixture(td.MixtureSameFamily):
             without: a component to leave out at each z, integers (...); the weights of the others,
                 at least one, are then scaled to sum to 1. None to use all.
         """
-        if value.shape[-1:] != self.event_shape or value.numel() == 0:
-            raise ValueError(
-                f"z must have shape (..., {self.event_shape.numel()}) and hold at least one draw, "
-                f"found {tuple(value.shape)}"
-            )
+        _checks.event("z", value, self.event_shape)
         blocks = value.reshape(-1, *self.event_shape).split(self._rows)
         if without is None:
             parts = [super(Mixture, self).log_prob(block) for block in blocks]
@@ -302,8 +297,8 @@ class VampPrior(nn.Module):
 def _interval(name: str, value: tuple[float, float]) -> tuple[float, float]:
     ends = tuple(value) if isinstance(value, Sequence) else ()
     low, high = ends if len(ends) == 2 else (math.nan, math.nan)
-    numbers = isinstance(low, Real) and isinstance(high, Real)
-    if not numbers or not -math.inf < low < high < math.inf:
+    low, high = _checks.real_number(low), _checks.real_number(high)
+    if not -math.inf < low < high < math.inf:
         raise ValueError(f"{name} must be (low, high), numbers with low < high, found {value!r}")
     return low, high
 

@@ -295,6 +295,7 @@ def surgery(
     arXiv:1905.06922, section 2. Cost: n_samples N² densities of q.
     """
     _checks.count("n_samples", n_samples, least=2)
+    _checks.seed(seed)
     if not hasattr(model, "prior"):
         raise ValueError(
             f"model must have prior(), one distribution for all x, which {type(model).__name__} "

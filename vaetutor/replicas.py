@@ -36,10 +36,10 @@ from vaetutor.train import (
     _device,
     _figures,
     _identity,
+    _make_adam,
     _progress_bar,
     _report,
-    make_adam,
-    target_and_terms,
+    _target_and_terms,
 )
 
 OWN = {"objective", "n_samples", "beta"}  # what may differ from replica to replica
@@ -96,7 +96,7 @@ def fit_replicas(
     groups = _groups(configs)
     for own, members in groups:
         _require_same_gradient(models[int(members[0])], own, x, device)
-    optimizer = make_adam([p for p in stacked.parameters() if p.requires_grad], config, device)
+    optimizer = _make_adam([p for p in stacked.parameters() if p.requires_grad], config, device)
     n, replicas = len(data), len(models)
 
     def report(epoch: int, means: Tensor, _: float) -> list[dict[str, float]]:
@@ -221,7 +221,7 @@ class _Objective(nn.Module):
     def forward(self, batch: Tensor, beta: Tensor) -> tuple[Tensor, Tensor]:
         q = self.model.encoder(batch)
         bound = self.config.objective(self.model, q, batch, self.config.n_samples)
-        target, terms = target_and_terms(bound, beta, len(batch))
+        target, terms = _target_and_terms(bound, beta, len(batch))
         return target.mean(), terms
 
 
@@ -256,11 +256,18 @@ def _require_same_gradient(
         )
 
 
-def _all_names(model: nn.Module) -> dict[str, str]:
-    """Every name that a parameter goes by, and the first of them: a prior may hold the encoder."""
+def _places(model: nn.Module) -> dict[str, str]:
+    """Where parameters stand, each place once, and the first name of what stands there.
+
+    A prior may hold the encoder, which is then reached by two names and is still one place; two
+    layers may share a weight, which then stands in two.
+    """
     first: dict[int, str] = {}
-    everything = model.named_parameters(remove_duplicate=False)
-    return {name: first.setdefault(id(p), name) for name, p in everything}
+    return {
+        name: first.setdefault(id(p), name)
+        for prefix, module in model.named_modules(prefix="")
+        for name, p in module.named_parameters(prefix, recurse=False, remove_duplicate=False)
+    }
 
 
 def _mean_of_one(
@@ -278,10 +285,10 @@ def _for_each(
     call: _Objective, parameters: dict[str, Tensor], batches: Tensor, weights: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Mean bounds (R,) and sums of terms (R, 2) of R replicas, in batched products."""
-    names = _all_names(call.model)
+    places = _places(call.model)
 
     def one(own: dict[str, Tensor], batch: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-        named = {f"model.{name}": own[first] for name, first in names.items()}
+        named = {f"model.{name}": own[first] for name, first in places.items()}
         return torch.func.functional_call(call, named, (batch, weight), tie_weights=False)
 
     with _FreshDraws():

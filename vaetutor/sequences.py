@@ -51,7 +51,8 @@ def pad(sequences: Iterable[Tensor]) -> Tensor:
             [[4., 1.],
              [5., 1.]]])
     """
-    sequences = [] if isinstance(sequences, Tensor) else list(sequences)
+    usable = isinstance(sequences, Iterable) and not isinstance(sequences, Tensor)
+    sequences = list(sequences) if usable else []
     if not sequences:
         raise ValueError("sequences must be a list of at least one tensor of shape (T_i, d)")
     for i, x in enumerate(sequences):

@@ -7,6 +7,7 @@ Each utterance is cut into short frames, and a linear prediction analysis descri
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -18,6 +19,12 @@ from torch import Tensor
 from vaetutor.sequences import pad
 
 Split = Literal["train", "test"]
+
+# Of what stands after the header, one line a sequence.
+SHA256 = {
+    "train": "46876cd24e85076b3ab0ac733506adc3bcffe04e28a851571a4aec9492a2bc10",
+    "test": "0109e716915f3b1d4ec8ab3a5a5e152688dda1cd5fdb312868f9876eebed941e",
+}
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -60,7 +67,8 @@ def japanese_vowels(split: Split = "train") -> Utterances:
         :class:`Utterances`, on the CPU, padded to the longest of the split.
 
     Raises:
-        ValueError: for an unknown split.
+        ValueError: for an unknown split, and for a file that is not the published one.
+        ModuleNotFoundError: without sktime, or without its file.
 
     Source: Kudo, Toyama and Shimbo (1999), Multidimensional curve classification using
     passing-through regions; UCI Machine Learning Repository, CC BY 4.0. The file ships inside
@@ -81,10 +89,18 @@ def japanese_vowels(split: Split = "train") -> Utterances:
 def _data_lines(split: Split) -> list[str]:
     """The lines of the file after its header."""
     spec = find_spec("sktime")
-    if spec is None or spec.origin is None:
+    package = Path(spec.origin).parent if spec and spec.origin else Path("sktime")
+    path = package / "datasets/data/JapaneseVowels" / f"JapaneseVowels_{split.upper()}.ts"
+    if not path.is_file():
         raise ModuleNotFoundError(
-            "japanese_vowels reads a file that ships with sktime, not found: pip install sktime"
+            f"japanese_vowels reads the file {path.name} that ships with sktime, not found: "
+            "pip install --force-reinstall --no-deps sktime"
         )
-    folder = Path(spec.origin).parent / "datasets" / "data" / "JapaneseVowels"
-    text = (folder / f"JapaneseVowels_{split.upper()}.ts").read_text(encoding="utf-8")
-    return text.partition("@data")[2].split()
+    lines = path.read_bytes().partition(b"@data")[2].split()
+    found = hashlib.sha256(b"\n".join(lines)).hexdigest()
+    if found != SHA256[split]:
+        raise ValueError(
+            f"{path} is damaged and was not used: the SHA-256 of its data is {found}, expected "
+            f"{SHA256[split]}. Restore it: pip install --force-reinstall --no-deps sktime"
+        )
+    return [line.decode() for line in lines]

@@ -37,11 +37,14 @@ SHORT_NAMES = {
     "Axes": "matplotlib.axes.Axes",
     "Distribution": "torch.distributions.Distribution",
     "Figure": "matplotlib.figure.Figure",
+    "Path": "pathlib.Path",
     "Tensor": "torch.Tensor",
     "nn.Module": "torch.nn.Module",
     "np.ndarray": "numpy.ndarray",
     "pd.DataFrame": "pandas.DataFrame",
 }
+
+NO_INVENTORY = {"Accelerator"}  # of packages whose list of names is not kept here
 
 logger = logging.getLogger(__name__)
 
@@ -97,8 +100,9 @@ class RunCost(SphinxDirective):
 def clean_outputs(outputs: list[NotebookNode]) -> list[NotebookNode]:
     """The outputs of a cell as a reader should see them.
 
-    A progress bar is left at its last state, stderr is dropped, and an error that is meant keeps
-    its message without the path through this machine's files.
+    A progress bar is left at its last state, without the blanks that wiped out a longer one
+    before it, stderr is dropped, and an error that is meant keeps its message without the path
+    through this machine's files.
     """
     cleaned: list[NotebookNode] = []
     for output in copy.deepcopy(outputs):
@@ -113,7 +117,8 @@ def clean_outputs(outputs: list[NotebookNode]) -> list[NotebookNode]:
             cleaned.append(output)
     for output in cleaned:
         if output.output_type == "stream":
-            output.text = re.sub(r".*\r(?!\n|$)|\r", "", output.text)
+            last_state = r"^.*\r(?!$)([^\r\n]*?) *(?=\r?$)|\r"
+            output.text = re.sub(last_state, r"\1", output.text, flags=re.MULTILINE)
     return cleaned
 
 
@@ -168,6 +173,8 @@ def resolve_short_name(
     target = node.get("reftarget", "")
     if node.get("refdomain") != "py":
         return None
+    if target in NO_INVENTORY:
+        return content
     if target in SHORT_NAMES:
         node["reftarget"] = SHORT_NAMES[target]
         return intersphinx.missing_reference(app, env, node, content)
