@@ -259,8 +259,8 @@ MUTANTS = [
     Mutant(
         "the last batch is dropped",
         "_loop",
-        "in enumerate(range(0, n, size)):",
-        "in enumerate(range(0, n - size + 1, size)):",
+        "for start in range(0, n, size):",
+        "for start in range(0, n - size + 1, size):",
         "train",
     ),
     Mutant(
@@ -273,8 +273,8 @@ MUTANTS = [
     Mutant(
         "a read of the device in every step",
         "_loop",
-        "record[i] = terms  # stays on the device",
-        "record[i] = terms; terms.sum().item()",
+        "bar.update(steps_each)\n        sums",
+        "bar.update(steps_each); record[-1].sum().item()\n        sums",
         "train",
     ),
     Mutant(
@@ -2060,8 +2060,8 @@ MUTANTS = [
     Mutant(
         "capture: the step of the recording is not taken",
         "_capture",
-        "        self._replay()\n        return self._result",
-        "        else:\n            self._replay()\n        return self._result",
+        "        self._replay()\n        return self._result.clone()",
+        "        else:\n            self._replay()\n        return self._result.clone()",
         "capture",
     ),
     Mutant(
@@ -2109,7 +2109,7 @@ MUTANTS = [
     Mutant(
         "processes: figures of the main one only",
         "_loop",
-        "self.processes.sum([record])",
+        "self.processes.sum([sums])",
         "pass",
         "processes",
     ),
@@ -2185,9 +2185,9 @@ MUTANTS = [
     ),
     Mutant(
         "a value of another event shape broadcasts",
-        "families",
-        '_checks.event("value", value, self.event_shape)\n        return',
-        "return",
+        "_checks",
+        "if batch < 0 or value.shape[batch:] != expected or",
+        "if batch < 0 or",
         "fuzz",
     ),
     Mutant(

@@ -99,4 +99,4 @@ class _Recording:
         if self._replay is None:
             self._result, self._replay = self._recorder.record(self._work)
         self._replay()
-        return self._result
+        return self._result.clone()  # the next replay writes there again

@@ -110,24 +110,21 @@ class Loop:
         n, size = self.n, self.config.batch_size
         order = self.order()
         self.processes.agree([order])
-        record: Tensor | None = None
+        record = []
         beta_at = self.beta or self.config.beta_at
         beta: float | Tensor = 0.0
         last_rate = 0.0
-        for i, start in enumerate(range(0, n, size)):
+        for start in range(0, n, size):
             reached = epoch + start / n
             beta = beta_at(reached)
             if (rate := self.config.learning_rate_at(reached)) != last_rate:
                 set_rate(self.optimizers, rate)
                 last_rate = rate
-            terms = self.step(order[..., start : start + size], beta)
-            if record is None:
-                record = terms.new_empty((-(-n // size), *terms.shape))
-            record[i] = terms  # stays on the device
+            record.append(self.step(order[..., start : start + size], beta))
             bar.update(steps_each)
-        assert record is not None
-        self.processes.sum([record])
-        sums = record.cpu().double()  # the one read of the epoch
+        sums = torch.stack(record)
+        self.processes.sum([sums])
+        sums = sums.cpu().double()  # the one read of the epoch
         try:
             self._require_finite(epoch, sums)
         except Divergence:

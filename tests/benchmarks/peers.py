@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import torch
 from model import BATCH, LATENT, LEARNING_RATE, PIXELS, Networks, to
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
 
 
 @functools.cache
@@ -62,7 +63,8 @@ def pythae_vae(networks: Networks) -> nn.Module:
     return pythae.VAE(config, pythae.Encoder(networks.encoder), pythae.Decoder(networks.decoder))
 
 
-def by_pythae(networks: Networks, x: Tensor, epochs: int, device: str) -> None:
+def by_pythae(networks: Networks, x: Tensor, epochs: int, device: str, fused: bool = True) -> None:
+    """Its trainer, with torch's fused Adam or, as documented, the default one."""
     pythae = silent_pythae()
     with tempfile.TemporaryDirectory() as folder:
         config = pythae.BaseTrainerConfig(
@@ -71,14 +73,18 @@ def by_pythae(networks: Networks, x: Tensor, epochs: int, device: str) -> None:
             per_device_train_batch_size=BATCH,
             learning_rate=LEARNING_RATE,
             optimizer_cls="Adam",
-            optimizer_params={"fused": True},
+            optimizer_params={"fused": True} if fused else None,
             no_cuda=device == "cpu",
         )
         pythae.TrainingPipeline(pythae_vae(networks), config)(train_data=x)
 
 
-def by_pyro(loss: str) -> Callable[[Networks, Tensor, int, str], None]:
-    """Stochastic variational inference, after the VAE of Pyro's tutorials, validation off."""
+def by_pyro(loss: str, tuned: bool = True) -> Callable[[Networks, Tensor, int, str], None]:
+    """Stochastic variational inference, after the VAE of Pyro's tutorials.
+
+    Tuned, it has validation off, the fused Adam, and batches that are slices of a tensor; in the
+    tutorial validation is on, as it is by default, and data come from torch's DataLoader.
+    """
 
     def train(networks: Networks, x: Tensor, epochs: int, device: str) -> None:
         import pyro
@@ -101,11 +107,16 @@ def by_pyro(loss: str) -> Callable[[Networks, Tensor, int, str], None]:
                 pyro.sample("z", dist.Normal(mean, (0.5 * log_variance).exp()).to_event(1))
 
         pyro.clear_param_store()
-        optimizer = pyro.optim.Adam({"lr": LEARNING_RATE, "fused": True})
-        with pyro.validation_enabled(False):
+        optimizer = pyro.optim.Adam({"lr": LEARNING_RATE, **({"fused": True} if tuned else {})})
+        loader = DataLoader(TensorDataset(x), batch_size=BATCH, shuffle=True)
+        with pyro.validation_enabled(not tuned):
             svi = pyro.infer.SVI(model, guide, optimizer, getattr(pyro.infer, loss)())
             for _ in range(epochs):
-                for rows in torch.randperm(len(x), device=device).split(BATCH):
-                    svi.step(x[rows])
+                if tuned:
+                    for rows in torch.randperm(len(x), device=device).split(BATCH):
+                        svi.step(x[rows])
+                else:
+                    for (batch,) in loader:
+                        svi.step(batch)
 
     return train

@@ -63,6 +63,7 @@ def main() -> None:
     if given.quick and given.out.resolve() == HERE:
         parser.error("--quick needs --out: its numbers mean nothing and must not be kept")
     torch.set_num_threads(given.threads)
+    given.out.mkdir(parents=True, exist_ok=True)
     path = given.out / "results.json"
     results = json.loads(path.read_text()) if path.exists() else {}
     for name in [] if given.render else given.parts or PARTS:
