@@ -141,6 +141,12 @@ def main():
         fit(some_vae(), grey(), config(device=None), bits(1), accelerator=accelerator)
     except ValueError as error:
         report["refused"] = str(error)
+    try:  # the main process cannot write where a file is in the way
+        (folder / "in the way").write_text("")
+        where = folder / "in the way" / "run.pt"
+        fit(some_vae(), grey(), config(device=None), checkpoint=where, accelerator=accelerator)
+    except OSError as error:
+        report["unwritten"] = str(error)
     (folder / f"{index}.json").write_text(json.dumps(report))
     accelerator.end_training()
 

@@ -1941,7 +1941,7 @@ MUTANTS = [
     Mutant(
         "checkpoint: it is written in place",
         "checkpoint",
-        'temporary = path.with_name(f"{path.name}.{os.getpid()}.unfinished")',
+        'temporary = path.with_name(f"{path.name}.unfinished")',
         "temporary = path",
         "checkpoint",
     ),
@@ -1955,8 +1955,8 @@ MUTANTS = [
     Mutant(
         "checkpoint: only the last name is looked for",
         "checkpoint",
-        "if not path.exists() and previous(path).exists():",
-        "if False:",
+        "    if not path.exists() and previous(path).exists():\n        path = previous(path)",
+        "    if False:\n        path = previous(path)",
         "checkpoint",
     ),
     Mutant(
@@ -1990,8 +1990,8 @@ MUTANTS = [
     Mutant(
         "checkpoint: the data do not count",
         "train",
-        '"data": fingerprint(data) + shown,',
-        '"data": shown,',
+        '"data": _data(x),',
+        '"data": "",',
         "checkpoint",
     ),
     Mutant(
@@ -2039,7 +2039,7 @@ MUTANTS = [
     Mutant(
         "capture: the first learning rate for ever",
         "train",
-        "torch.tensor(rate, device=device) if config.capture else rate",
+        "torch.tensor(rate, dtype=torch.float32, device=device) if config.capture else rate",
         "rate",
         "capture",
     ),
@@ -2116,8 +2116,8 @@ MUTANTS = [
     Mutant(
         "processes: all of them write",
         "_loop",
-        "if not self.processes.is_main:",
-        "if False:",
+        "if self.processes.is_main:",
+        "if True:",
         "processes",
     ),
     Mutant(
@@ -2196,6 +2196,34 @@ MUTANTS = [
         "(2 * value.to(self.logits.dtype) - 1)",
         "(1 - 2 * value.to(self.logits.dtype))",
         "families",
+    ),
+    Mutant(
+        "checkpoint: what is frozen does not count",
+        "train",
+        '"frozen parameters": ", ".join(frozen) or "none",',
+        "",
+        "checkpoint",
+    ),
+    Mutant(
+        "checkpoint: the validation data do not count",
+        "train",
+        '"validation": "none" if validation is None else _data(validation),',
+        "",
+        "checkpoint",
+    ),
+    Mutant(
+        "replicas: the modules stay in their mode",
+        "replicas",
+        "self.pattern[0].train(mode)",
+        "pass",
+        "replicas",
+    ),
+    Mutant(
+        "processes: the others wait for a main one that failed",
+        "_loop",
+        "self.processes.sum([failed])",
+        "failed.zero_()",
+        "processes",
     ),
     Mutant(
         "data: a damaged file of digits is read",

@@ -44,7 +44,7 @@ def test_step_and_memory_run_without_the_other_libraries(tmp_path):
     times = step["microseconds"]
     assert all(len(v) == step["turns"] and min(v) > 0 for v in times.values())
     installed = results["step"]["machine"]["versions"]
-    for library, name in (("pythae", "pythae"), ("pyro-ppl", "Pyro, Trace_ELBO")):
+    for library, name in (("pythae", "pythae, tuned"), ("pyro-ppl", "Pyro, tuned")):
         missing = installed[library] == "not installed"
         assert (name in step["left_out"]) == missing
         assert (name in times) == (not missing)

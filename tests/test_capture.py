@@ -175,6 +175,18 @@ def test_a_captured_run_that_was_stopped_goes_on(device, capture, tmp_path):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
 
 
+def test_a_step_that_cannot_be_recorded_says_so(device, monkeypatch):
+    """As a family whose Cholesky factor is looked at by the host, on a GPU."""
+
+    class Refusing(Tape):
+        def record(self, work):
+            raise RuntimeError("operation not permitted when stream is capturing")
+
+    monkeypatch.setattr("vaetutor.train.recorder_for", lambda device: Refusing())
+    with pytest.raises(ValueError, match="capture = True: this step cannot be recorded.*stream"):
+        fit(some_vae(), grey(), config(device, capture=True, epochs=9))
+
+
 def test_capture_needs_cuda():
     with pytest.raises(ValueError, match="capture = True needs a CUDA device, found cpu"):
         fit(some_vae(), grey(), TrainConfig(device="cpu", capture=True))

@@ -163,6 +163,7 @@ def test_it_holds_what_it_says(device, tmp_path):
         ({"batch_size": 8}, grey(), "batch_size = 16 there and 8 here"),
         ({"objective": elbo}, grey(), "objective = .*elbo_terms there and .*elbo here"),
         ({"beta": Warmup(2)}, grey(), r"beta = 1.0 there and Warmup\(epochs=2"),
+        ({"keep": "best"}, grey(), "validation = none there and "),
         ({}, grey(51), r"data = \(50, 12\)"),
         ({}, grey(50, 9), "data = "),
         ({}, grey().present(), "binarize='dynamic' there"),
@@ -170,16 +171,23 @@ def test_it_holds_what_it_says(device, tmp_path):
 )
 def test_another_run_is_refused_by_what_differs(device, tmp_path, options, data, message):
     fit(some_vae(), grey(), config(device, epochs=1), checkpoint=tmp_path / "a.pt")
-    vae = some_vae()
+    vae, validation = some_vae(), grey(9, 2) if "keep" in options else None
     with pytest.raises(ValueError, match=f"belongs to another run: .*{message}"):
-        fit(vae, data, config(device, epochs=3, **options), checkpoint=tmp_path / "a.pt")
+        own = config(device, epochs=3, **options)
+        fit(vae, data, own, validation, checkpoint=tmp_path / "a.pt")
     assert same(vae.cpu(), some_vae().cpu())
 
 
-def test_another_model_is_refused(device, tmp_path):
+def test_another_model_is_refused_and_left_alone(device, tmp_path):
     fit(some_vae(), grey(), config(device), checkpoint=tmp_path / "a.pt")
+    other = some_vae(9)
     with pytest.raises(ValueError, match="is of another model"):
-        fit(some_vae(9), grey(), config(device), checkpoint=tmp_path / "a.pt")
+        fit(other, grey(), config(device), checkpoint=tmp_path / "a.pt")
+    assert same(other.cpu(), some_vae(9).cpu())
+    frozen = some_vae()
+    frozen.encoder.requires_grad_(False)  # the optimiser's moments belong to other parameters
+    with pytest.raises(ValueError, match="frozen parameters = none there and encoder.0.0.weight"):
+        fit(frozen, grey(), config(device, epochs=9), checkpoint=tmp_path / "a.pt")
 
 
 def test_functions_are_spelled_by_name_and_options():
@@ -286,7 +294,7 @@ def test_a_full_disk_loses_nothing(tmp_path):
     ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     try:
         resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))
-        with pytest.raises(OSError, match="could not be written: .*are as they were"):
+        with pytest.raises(OSError, match="could not be written: .*is as it was"):
             save_checkpoint(checkpoint(3, size=100_000), path)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
@@ -374,6 +382,38 @@ def test_divergence_names_the_step_the_terms_and_the_last_good_checkpoint(device
     assert load_checkpoint(path).epoch == 2
     assert same(vae, twin)  # no silent NaN: it is where it was before that epoch
     assert isinstance(error, FloatingPointError)
+
+
+def test_a_validation_bound_that_is_lost_counts_too(device):
+    """In the second epoch the decoder is broken after the last step, in evaluation mode only."""
+    vae, twin, epochs = some_vae(), some_vae(), []
+
+    def broken(module, _, out):
+        if not module.training and module.armed and len(epochs) >= 8:
+            return out * torch.nan
+        return out
+
+    vae.decoder[0].armed = True
+    vae.decoder[0].register_forward_hook(broken)
+    vae.encoder[0].register_forward_hook(lambda m, *_: epochs.append(0) if m.training else None)
+    fit(twin, grey(), config(device, epochs=1))
+    with pytest.raises(Divergence, match="the validation ELBO is not finite in epoch 2, step 4"):
+        fit(vae, grey(), config(device), grey(20, 2))
+    assert same(vae, twin)
+
+
+def test_the_message_says_where_the_model_is(device):
+    """With the best kept it is not at the end of the epoch before."""
+    calls = []
+
+    def poisoned(*args):
+        calls.append(None)
+        terms = elbo_terms(*args)
+        return terms._replace(kl=terms.kl * torch.nan) if len(calls) == 1 + 8 + 2 else terms
+
+    with pytest.raises(Divergence, match="back at its best epoch"):
+        own = config(device, objective=poisoned, keep="best")
+        fit(some_vae(), grey(), own, grey(20, 2))
 
 
 def test_a_lost_parameter_never_reaches_a_checkpoint(tmp_path):

@@ -127,6 +127,12 @@ def test_all_of_them_hear_of_a_divergence(found):
         assert "not finite in epoch 1, step 2" in report["divergence"]
 
 
+def test_all_of_them_hear_of_a_file_that_cannot_be_written(found):
+    reports, _ = found
+    assert "could not be written" in reports[0]["unwritten"]
+    assert "the main process could not write the checkpoint" in reports[1]["unwritten"]
+
+
 def test_bad_input_is_refused_with_processes_too(found):
     reports, _ = found
     for report in reports:

@@ -221,6 +221,16 @@ def test_frozen_parts_stay(device):
     assert not same(models[0], make(0).to(device))
 
 
+@pytest.mark.parametrize("training", [True, False])
+def test_modules_compute_in_training_mode_and_come_back(device, training):
+    models, modes = [make(0).train(training), make(1).train(training)], []
+    for vae in models:
+        vae.encoder[0].register_forward_pre_hook(lambda module, _: modes.append(module.training))
+    fit_replicas(models, grey(), [config(device, epochs=1, batch_size=25)] * 2)
+    assert modes[-2:] == [True, True]  # two steps
+    assert all(vae.training is training for vae in models)
+
+
 # --- a run like any other -------------------------------------------------------------------
 
 
@@ -301,6 +311,11 @@ def test_what_cannot_be_stacked_is_refused(device):
         name = next(iter(options))
         with pytest.raises(ValueError, match=f"{name} must be .* for replicas"):
             fit_replicas([make(0)], grey(), [replace(plain, **options)])
+    shifted = [make(0), make(1)]
+    for shift, vae in enumerate(shifted):
+        vae.encoder.register_buffer("shift", torch.full((3,), float(shift)))
+    with pytest.raises(ValueError, match="models must have equal buffers"):
+        fit_replicas(shifted, grey(), [plain] * 2)
     batch_norm = [make(0), make(1)]
     for vae in batch_norm:
         vae.encoder.insert(0, nn.BatchNorm1d(12))

@@ -39,15 +39,17 @@ class CudaGraphs:
 
     def run(self, work: Callable[[], Tensor]) -> Tensor:
         # On the stream of the recording, to which the gradients' accumulators will be bound.
-        self._stream.wait_stream(torch.cuda.current_stream())
+        current = torch.cuda.current_stream(self._stream.device)
+        self._stream.wait_stream(current)
         with torch.cuda.stream(self._stream):
             result = work()
-        torch.cuda.current_stream().wait_stream(self._stream)
+        current.wait_stream(self._stream)
         return result
 
     def record(self, work: Callable[[], Tensor]) -> tuple[Tensor, Callable[[], None]]:
+        torch.cuda.synchronize(self._stream.device)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, stream=self._stream):
+        with torch.cuda.device(self._stream.device), torch.cuda.graph(graph, stream=self._stream):
             result = work()
         return result, graph.replay
 
@@ -80,7 +82,9 @@ class Captured:
 class _Recording:
     def __init__(self, step: Step, recorder: Recorder, rows: Tensor, beta: float | Tensor) -> None:
         self._rows = rows.clone()
-        self._beta = torch.as_tensor(beta, dtype=torch.float32, device=rows.device).clone()
+        # Without a dimension it does not change the type of the KL that it multiplies.
+        exact = beta if isinstance(beta, Tensor) else torch.tensor(beta, dtype=torch.float64)
+        self._beta = exact.to(rows.device, copy=True)
         self._last: float | Tensor | None = None
         self._work = lambda: step(self._rows, self._beta)
         self._recorder, self._n_run = recorder, 0
@@ -97,6 +101,13 @@ class _Recording:
             self._n_run += 1
             return self._recorder.run(self._work)
         if self._replay is None:
-            self._result, self._replay = self._recorder.record(self._work)
+            try:
+                self._result, self._replay = self._recorder.record(self._work)
+            except RuntimeError as error:
+                raise ValueError(
+                    "capture = True: this step cannot be recorded. Something in the objective or "
+                    "in a family reads a value from the device; use capture=False, in a new "
+                    f"process. {error}"
+                ) from error
         self._replay()
         return self._result.clone()  # the next replay writes there again

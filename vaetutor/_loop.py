@@ -6,11 +6,12 @@ model, and of :mod:`vaetutor.replicas`, for several at once.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 class Divergence(FloatingPointError):
     """A bound or a parameter stopped being finite, and training with it.
 
-    The model has been put back to where it was before that epoch.
+    The model has been put back to where it was before that epoch, or at its best.
     """
 
     epoch: int
@@ -41,14 +42,21 @@ class Divergence(FloatingPointError):
     """The last good checkpoint, if there is one."""
 
     def __init__(
-        self, what: str, epoch: int, step: int, terms: list[float], checkpoint: Path | None
+        self,
+        what: str,
+        epoch: int,
+        step: int,
+        terms: list[float],
+        checkpoint: Path | None,
+        back: str | None = None,
     ) -> None:
         self.epoch, self.step, self.terms, self.checkpoint = epoch, step, terms, checkpoint
-        where = f" Its checkpoint is {checkpoint}." if checkpoint else ""
+        back = back or f"at the end of epoch {epoch - 1}"
+        where = f" The last good checkpoint is {checkpoint}." if checkpoint else ""
         super().__init__(
             f"{what} is not finite in epoch {epoch}, step {step}: the terms of the bound were "
-            f"{', '.join(f'{t:.6g}' for t in terms)} nats. The model is back at the end of epoch "
-            f"{epoch - 1}.{where} Try a smaller learning rate or a gradient clip"
+            f"{', '.join(f'{t:.6g}' for t in terms)} nats. The model is back {back}.{where} Try a "
+            "smaller learning rate or a gradient clip"
         )
 
 
@@ -84,7 +92,9 @@ class Loop:
     def run(self, bar: tqdm, note: Callable[[tqdm, Any], None], steps_each: int) -> None:
         """Train from the checkpoint, if there is one, to the last epoch."""
         started = time.perf_counter() - self._begin()
-        bar.update(len(self.rows) * -(-self.n // self.config.batch_size) * steps_each)
+        # Steps of an earlier session say nothing about how fast this one is.
+        bar.n = bar.initial = len(self.rows) * -(-self.n // self.config.batch_size) * steps_each
+        bar.last_print_n = bar.n
         try:
             for epoch in range(len(self.rows), self.config.epochs):
                 self.model.train()
@@ -125,12 +135,16 @@ class Loop:
         sums = torch.stack(record)
         self.processes.sum([sums])
         sums = sums.cpu().double()  # the one read of the epoch
+        if self.processes.count > 1:  # the running means of each are those of its share
+            self.processes.agree(list(self.model.buffers()))
         try:
             self._require_finite(epoch, sums)
+            row = self.report(epoch + 1, sums.sum(0) / n, beta)
+            self._require_finite_validation(epoch, len(sums), row)
         except Divergence:
             self.model.load_state_dict(good)
             raise
-        return self.report(epoch + 1, sums.sum(0) / n, beta)
+        return row
 
     def _require_finite(self, epoch: int, sums: Tensor) -> None:
         bad = ~sums.isfinite().flatten(1).all(1)
@@ -140,9 +154,17 @@ class Loop:
         elif all_finite(self.model):  # the last step comes after the last bound
             return
         n_rows = min(self.config.batch_size, self.n - where * self.config.batch_size)
-        terms = (sums[where] / n_rows).flatten().tolist()
+        self._diverge(what, epoch, where + 1, (sums[where] / n_rows).flatten().tolist())
+
+    def _require_finite_validation(self, epoch: int, n_steps: int, row: Any) -> None:  # noqa: ANN401
+        value = row.get("validation_elbo", 0.0) if isinstance(row, dict) else 0.0
+        if not math.isfinite(value):
+            self._diverge("the validation ELBO", epoch, n_steps, [value])
+
+    def _diverge(self, what: str, epoch: int, step: int, terms: list[float]) -> NoReturn:
         good = self.path if self.path is not None and files.exists(self.path) else None
-        raise Divergence(what, epoch + 1, where + 1, terms, good)
+        back = "at its best epoch" if self.best is not None else None
+        raise Divergence(what, epoch + 1, step, terms, good, back)
 
     def _begin(self) -> float:
         """Go on from the checkpoint, or write one of the start; the seconds used so far."""
@@ -160,12 +182,14 @@ class Loop:
                 f"epochs must be at least {found.epoch}, which checkpoint {self.path} has reached,"
                 f" found {self.config.epochs}"
             )
+        before = copied(self.model)
         try:
             self.model.load_state_dict(found.model)
             for optimizer, state in zip(self.optimizers, found.optimizers, strict=True):
                 ours = optimizer.state_dict()  # its options are those of this run
                 optimizer.load_state_dict({**state, "param_groups": ours["param_groups"]})
         except (RuntimeError, ValueError) as error:
+            self.model.load_state_dict(before)
             raise ValueError(f"checkpoint {self.path} is of another model: {error}") from error
         # A copy: torch 2.13 crashes when it is given a state that is a view of another tensor.
         mine = {name: s[self.processes.index].clone() for name, s in found.random.items()}
@@ -178,21 +202,29 @@ class Loop:
             return
         states = random_state(self.device)
         states = {name: self.processes.gather(state) for name, state in states.items()}
-        if not self.processes.is_main:
-            return
-        files.save_checkpoint(
-            files.Checkpoint(
-                epoch=len(self.rows),
-                model=self.model.state_dict(),
-                optimizers=[optimizer.state_dict() for optimizer in self.optimizers],
-                random=states,
-                config=self.identity,
-                rows=self.rows,
-                best=self.best,
-                seconds=self.seconds,
-            ),
-            self.path,
+        checkpoint = files.Checkpoint(
+            epoch=len(self.rows),
+            model=self.model.state_dict(),
+            optimizers=[optimizer.state_dict() for optimizer in self.optimizers],
+            random=states,
+            config=self.identity,
+            rows=self.rows,
+            best=self.best,
+            seconds=self.seconds,
         )
+        if self.processes.count == 1:
+            files.save_checkpoint(checkpoint, self.path)
+            return
+        error: OSError | None = None
+        if self.processes.is_main:
+            try:
+                files.save_checkpoint(checkpoint, self.path)
+            except OSError as found:
+                error = found
+        failed = torch.tensor([float(error is not None)], device=self.device)
+        self.processes.sum([failed])  # or the others would wait for the main process for ever
+        if failed.item():
+            raise error or OSError(f"the main process could not write the checkpoint {self.path}")
 
 
 def copied(model: nn.Module) -> dict[str, Tensor]:

@@ -58,14 +58,14 @@ def save_checkpoint(checkpoint: Checkpoint, path: str | Path) -> None:
         path: the file. Its folder is made if it is missing.
 
     Raises:
-        OSError: if the file cannot be written. Nothing that was there before has changed.
+        OSError: if the file cannot be written. The last one that was there is as it was.
     """
     from vaetutor import __version__
 
     path = Path(path)
     content = {name.name: getattr(checkpoint, name.name) for name in fields(checkpoint)}
     content["versions"] = {"vaetutor": __version__, "torch": str(torch.__version__)}
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.unfinished")
+    temporary = path.with_name(f"{path.name}.unfinished")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with temporary.open("wb") as file:
@@ -76,12 +76,16 @@ def save_checkpoint(checkpoint: Checkpoint, path: str | Path) -> None:
             os.replace(path, previous(path))
         os.replace(temporary, path)
         _sync_folder(path.parent)
-    except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
+    except BaseException as error:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
+            if not path.exists() and previous(path).exists():
+                os.replace(previous(path), path)
+        if not isinstance(error, OSError | RuntimeError):  # torch makes one of a full disk
+            raise
         raise OSError(
-            f"the checkpoint {path} could not be written: {error}. Those written before it are "
-            "as they were; make room, or name another file"
+            f"the checkpoint {path} could not be written: {error}. The one before it is as it "
+            "was; make room, or name another file"
         ) from error
 
 

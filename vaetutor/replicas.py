@@ -93,7 +93,7 @@ def fit_replicas(
         two_terms.append(_check(model, x, "x", own, device))
     data = x.to(device) if isinstance(x, Images) else x.detach().to(device)
     stacked = Stacked(models)
-    groups = _groups(configs)
+    groups = _groups(configs, device)
     for own, members in groups:
         _require_same_gradient(models[int(members[0])], own, x, device)
     optimizer = _make_adam([p for p in stacked.parameters() if p.requires_grad], config, device)
@@ -110,9 +110,14 @@ def fit_replicas(
         assert isinstance(beta, Tensor)
         return _step_of_all(stacked, data, config, groups, optimizer, rows, beta)
 
+    last: list[tuple[list[float], Tensor]] = []
+
     def betas(epoch: float) -> Tensor:
         values = [own.beta_at(epoch) for own in configs]
-        return torch.tensor(values, dtype=next(stacked.parameters()).dtype, device=device)
+        if not last or last[0][0] != values:  # a copy to the device waits for it
+            dtype = next(stacked.parameters()).dtype
+            last[:] = [(values, torch.tensor(values, dtype=dtype, device=device))]
+        return last[0][1]
 
     loop = Loop(
         stacked,
@@ -125,14 +130,14 @@ def fit_replicas(
         order=lambda: torch.stack([torch.randperm(n, device=device) for _ in range(replicas)]),
         report=report,
         is_best=lambda rows: False,
-        identity=_identities(configs, x, device) if checkpoint is not None else {},
+        identity=_identities(models, configs, x, device) if checkpoint is not None else {},
         path=Path(checkpoint) if checkpoint is not None else None,
         beta=betas,
     )
     n_steps = config.epochs * -(-n // config.batch_size)
     with (
         seeded(config.seed, device),
-        evaluating(stacked),
+        evaluating(models[0]),  # whose modules compute for all of them
         _checks.disabled(),
         _progress_bar(n_steps, device, config.progress) as bar,
     ):
@@ -154,12 +159,17 @@ class Stacked(nn.Module):
         super().__init__()
         self.names = [name for name, _ in models[0].named_parameters()]
         self.buffer_names = [name for name, _ in models[0].named_buffers()]
-        pattern = _pattern(models[0])
+        pattern, buffers = _pattern(models[0]), dict(models[0].named_buffers())
         for model in models[1:]:
             if _pattern(model) != pattern:
                 raise ValueError(
                     "models must have one architecture, found parameters of other names, shapes "
                     "or trainability: make them by the same function"
+                )
+            if not _equal(dict(model.named_buffers()), buffers):
+                raise ValueError(
+                    "models must have equal buffers, found others: those of the first model would "
+                    "count for all"
                 )
         parts = [dict(model.named_parameters()) for model in models]
         self.values = nn.ParameterList(
@@ -173,6 +183,11 @@ class Stacked(nn.Module):
                 "models must have no batch normalisation: its running means cannot be stacked"
             )
         self.pattern = [models[0]]  # in a list: its own parameters are not ours
+
+    def train(self, mode: bool = True) -> Stacked:
+        """Put the modules that compute into training mode, or out of it."""
+        self.pattern[0].train(mode)
+        return super().train(mode)
 
     def of(self, members: Tensor) -> dict[str, Tensor]:
         """The parameters of some replicas, by name."""
@@ -309,7 +324,6 @@ def _step_of_all(
     terms = batch.new_zeros(len(rows), 2)
     total = batch.new_zeros(())
     for own, members in groups:
-        members = members.to(rows.device)
         call = _Objective(stacked.pattern[0], own)
         means, sums = _for_each(call, stacked.of(members), batch[members], beta[members])
         total = total + means.sum()
@@ -359,16 +373,24 @@ def _common(models: Sequence[nn.Module], configs: Sequence[TrainConfig]) -> Trai
     return configs[0]
 
 
-def _groups(configs: Sequence[TrainConfig]) -> list[tuple[TrainConfig, Tensor]]:
+def _groups(
+    configs: Sequence[TrainConfig], device: torch.device
+) -> list[tuple[TrainConfig, Tensor]]:
     """Replicas that are computed in one product: a configuration and their numbers."""
     members: dict[Any, list[int]] = {}
     for r, own in enumerate(configs):
         members.setdefault((own.objective, own.n_samples), []).append(r)
-    return [(configs[found[0]], torch.tensor(found, device="cpu")) for found in members.values()]
+    return [(configs[found[0]], torch.tensor(found, device=device)) for found in members.values()]
 
 
 def _pattern(model: nn.Module) -> list[tuple[str, torch.Size, torch.dtype, bool]]:
     return [(name, p.shape, p.dtype, p.requires_grad) for name, p in model.named_parameters()]
+
+
+def _equal(some: dict[str, Tensor], others: dict[str, Tensor]) -> bool:
+    return some.keys() == others.keys() and all(
+        torch.equal(value.to(others[name].device), others[name]) for name, value in some.items()
+    )
 
 
 def _last_names(names: list[str]) -> list[str]:
@@ -376,7 +398,11 @@ def _last_names(names: list[str]) -> list[str]:
 
 
 def _identities(
-    configs: Sequence[TrainConfig], x: Tensor | Images, device: torch.device
+    models: Sequence[nn.Module],
+    configs: Sequence[TrainConfig],
+    x: Tensor | Images,
+    device: torch.device,
 ) -> dict[str, str]:
-    each = [_identity(own, x, device, Processes()) for own in configs]
+    pairs = zip(models, configs, strict=True)
+    each = [_identity(model, own, x, None, device, Processes()) for model, own in pairs]
     return {f"{name} of {r}": text for r, one in enumerate(each) for name, text in one.items()}

@@ -22,7 +22,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -37,7 +37,7 @@ from vaetutor.evaluate import summary
 from vaetutor.objectives import elbo, iwae
 from vaetutor.recipes import ModelConfig, build, load_images
 from vaetutor.replicas import fit_replicas
-from vaetutor.train import Objective, TrainConfig, fit, pick_device
+from vaetutor.train import TrainConfig, fit, pick_device
 
 EPOCHS, DRAWS = 3280, 5000
 FIGURES = "figures.json"
@@ -47,7 +47,7 @@ FIGURES = "figures.json"
 class Cell:
     """One figure of the table."""
 
-    objective: Objective
+    objective: Callable[..., Any]
     """The bound that is maximised."""
     n_samples: int
     """Draws K for each image in a step."""
@@ -56,14 +56,13 @@ class Cell:
 
 
 CELLS = {
-    "vae-1": Cell(
-        elbo, 1, 86.76
-    ),  # with one draw the two bounds are one: this is IWAE, k = 1, too
+    "vae-1": Cell(elbo, 1, 86.76),  # with one draw the two bounds are one: IWAE, k = 1, too
     "vae-5": Cell(elbo, 5, 86.47),
     "vae-50": Cell(elbo, 50, 86.35),
     "iwae-5": Cell(iwae, 5, 85.54),
     "iwae-50": Cell(iwae, 50, 84.78),
 }
+"""The cells by name: the bound and its number of draws."""
 
 
 def burda_rate(epoch: float) -> float:
@@ -141,9 +140,9 @@ def burda(
         options: further fields of a TrainConfig.
 
     Returns:
-        One row for each cell: ``cell``, ``published``, ``measured`` and ``standard_error`` (nats;
-        None where nothing was measured), ``difference`` (only after the whole protocol),
-        ``measured_after`` and ``epochs`` (done) ``of`` 3280, and ``draws``.
+        Rows, one for each cell, with ``cell``, ``published``, ``measured`` and
+        ``standard_error`` (nats; None where nothing was measured), ``difference`` (only after the
+        whole protocol), ``measured_after`` and ``epochs`` (done) ``of`` 3280, and ``draws``.
 
     Raises:
         ValueError: for an unknown cell or a number out of range, or another run in the folder.

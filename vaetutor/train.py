@@ -11,7 +11,6 @@ device too and are read once an epoch, so a GPU never waits for the loop to look
 
 from __future__ import annotations
 
-import math
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
@@ -24,7 +23,7 @@ import torch.distributions as td
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from vaetutor import _checks, _memory
+from vaetutor import _checks
 from vaetutor._capture import Captured, Step, recorder_for
 from vaetutor._loop import Divergence as Divergence
 from vaetutor._loop import Loop
@@ -97,7 +96,8 @@ class TrainConfig:
     capture: bool = False
     """Record the whole step as a CUDA graph and replay it: batch, binarisation, forward, backward
     and optimiser, with the same results. A small network gains most, since starting its kernels
-    takes longer than running them. The objective must not read values from the device."""
+    takes longer than running them. Neither the objective nor a family may read values from the
+    device, which a low-rank normal and a mixture with implicit gradients do."""
     checkpoint_every: int = 1
     """Epochs from one checkpoint to the next, where ``fit`` is given a file for them."""
 
@@ -210,7 +210,8 @@ def fit(
     highest of several: report another data set's.
 
     With a `checkpoint`, the same call goes on from where it was stopped, by whatever it was
-    stopped, and ends with the same parameters to the last bit.
+    stopped, and ends with the same parameters: to the last bit on one machine, to rounding where
+    the step is captured.
 
     With an `accelerator` of several processes, each of them calls ``fit`` with the same arguments.
     ``config.batch_size`` is that of the joint batch, of which each takes its share, and the step
@@ -242,7 +243,7 @@ def fit(
             found before the first step. A schedule of your own is looked at in every step, and may
             be refused in a later one.
         Divergence: a FloatingPointError, if a bound or a parameter stops being finite. The model
-            is then as it was before that epoch.
+            is then as it was before that epoch, or at its best where that is kept.
         OSError: if a checkpoint cannot be written.
 
     Source: Kingma and Welling (2014), arXiv:1312.6114, algorithm 1; Adam: Kingma and Ba (2015),
@@ -277,10 +278,7 @@ def fit(
     def report(epoch: int, means: Tensor, beta: float) -> dict[str, float]:
         row = {"epoch": epoch, **_figures(config, two_terms, means), "beta": beta}
         if validation is not None:
-            value = _validate(model, validation, processes, device)
-            if not math.isfinite(value):
-                raise FloatingPointError(f"the validation ELBO of epoch {epoch} is {value}")
-            row["validation_elbo"] = value
+            row["validation_elbo"] = _validate(model, validation, processes, device)
         return row
 
     loop = Loop(
@@ -294,7 +292,9 @@ def fit(
         order=lambda: torch.randperm(len(data), device=device),
         report=report,
         is_best=lambda rows: config.keep == "best" and _best(rows) == len(rows),
-        identity=_identity(config, x, device, processes) if checkpoint is not None else {},
+        identity={}
+        if checkpoint is None
+        else _identity(model, config, x, validation, device, processes),
         path=Path(checkpoint) if checkpoint is not None else None,
         rows=history.rows,
     )
@@ -388,20 +388,31 @@ def _best(rows: list[dict[str, float]]) -> int:
 
 
 def _identity(
-    config: TrainConfig, x: Tensor | Images, device: torch.device, processes: Processes
+    model: nn.Module,
+    config: TrainConfig,
+    x: Tensor | Images,
+    validation: Tensor | Images | None,
+    device: torch.device,
+    processes: Processes,
 ) -> dict[str, str]:
     """What two runs have to have in common, for one to go on where the other was stopped."""
     free = {"epochs", "device", "progress", "capture", "checkpoint_every"}
     options = {f.name: spelled(getattr(config, f.name)) for f in fields(config)}
     named = {name: text for name, text in options.items() if name not in free}
-    data = x.x if isinstance(x, Images) else x
-    shown = f", binarize={x.binarize!r}" if isinstance(x, Images) else ""
+    frozen = [name for name, p in model.named_parameters() if not p.requires_grad]
     return {
         **named,
-        "data": fingerprint(data) + shown,
+        "frozen parameters": ", ".join(frozen) or "none",
+        "data": _data(x),
+        "validation": "none" if validation is None else _data(validation),
         "device type": device.type,
         "processes": str(processes.count),
     }
+
+
+def _data(x: Tensor | Images) -> str:
+    shown = f", binarize={x.binarize!r}" if isinstance(x, Images) else ""
+    return fingerprint(x.x if isinstance(x, Images) else x) + shown
 
 
 def _captured(step: Step, config: TrainConfig, device: torch.device) -> Step:
@@ -434,7 +445,7 @@ def _make_adam(
     rate: float | Tensor = config.learning_rate_at(0.0)
     return torch.optim.Adam(
         parameters,
-        torch.tensor(rate, device=device) if config.capture else rate,
+        torch.tensor(rate, dtype=torch.float32, device=device) if config.capture else rate,
         eps=config.adam_eps,
         fused=device.type in ("cpu", "cuda"),
         capturable=config.capture,
@@ -517,7 +528,7 @@ def _check_model(
 
 
 def _device(config: TrainConfig, accelerator: Accelerator | None) -> torch.device:
-    """Where to train, and memory and graphs as that device needs them."""
+    """Where to train: what the configuration says, or the accelerator."""
     chosen = pick_device(config.device)
     device = chosen if accelerator is None else accelerator.device
     if config.device is not None and device.type != chosen.type:
@@ -526,8 +537,6 @@ def _device(config: TrainConfig, accelerator: Accelerator | None) -> torch.devic
         )
     if config.capture and accelerator is not None and accelerator.num_processes > 1:
         raise ValueError("capture = True records one process, found several: use capture=False")
-    if device.type == "cpu":
-        _memory.keep()
     return device
 
 

@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from operator import itemgetter
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -180,3 +181,34 @@ def render(found: Results) -> list[str]:
         "",
         f"Both cost the same at {last}. ELBOs are means over the images that were searched.",
     ]
+
+
+def draw(found: Results, path: Path) -> None:
+    """The two costs against N, and where they cross."""
+    import matplotlib
+
+    from vaetutor import plots
+
+    rows = found["rows"]
+    n = [row["n"] for row in rows]
+    done = [row["n"] == row["searched"]["n"] for row in rows]
+    search = [row["search_seconds"] for row in rows]
+    with plots.style(), matplotlib.rc_context({"svg.hashsalt": "growth"}):
+        figure, ax = plots.figure(height=3.4)
+        ax.loglog(n, search, "k-", lw=1.5)
+        for measured, face in ((True, "black"), (False, "white")):
+            chosen = [i for i, d in enumerate(done) if d is measured]
+            points = [n[i] for i in chosen], [search[i] for i in chosen]
+            ax.plot(*points, "o", color="black", markerfacecolor=face, markersize=5)
+        ax.loglog(n, [row["amortised_seconds"] for row in rows], "k--", lw=1.5)
+        ax.text(
+            n[1],
+            1.15 * rows[0]["amortised_seconds"],
+            "encoder: training, then one pass",
+            va="bottom",
+        )
+        ax.text(n[4], search[4] / 2, "search for each", va="top", ha="left")
+        if found["crossing"]:
+            ax.axvline(found["crossing"], color="0.5", lw=1, ls=":")
+        ax.set(xlabel="number of datapoints", ylabel="seconds")
+        figure.savefig(path, metadata={"Date": None})

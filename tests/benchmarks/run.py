@@ -72,6 +72,8 @@ def main() -> None:
         results[name] = {"machine": machine(), "found": found}
         path.write_text(json.dumps(results, indent=1) + "\n")
     (given.out / "RESULTS.md").write_text(render(results))
+    if "growth" in results:
+        growth.draw(results["growth"]["found"], given.out / "growth.svg")
 
 
 if __name__ == "__main__":

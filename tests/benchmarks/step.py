@@ -3,8 +3,8 @@
 The time of a step is the difference between a long and a short run over the difference of steps,
 so that what happens once a run does not count. The contenders take turns in an order drawn anew
 each turn: a slow moment of the machine hits all of them. Ratios are medians of the ratios within
-the turns. Each contender lives in a process of its own and waits there for its turn, since
-``fit`` tells the C library of its process to keep freed memory, which the others do not do.
+the turns. Each contender lives in a process of its own and waits there for its turn, so that what
+one library leaves behind, in the allocator or in torch's settings, is not felt by another.
 """
 
 from __future__ import annotations
