@@ -2191,13 +2191,6 @@ MUTANTS = [
         "fuzz",
     ),
     Mutant(
-        "the logarithm of the wrong side of a coin",
-        "families",
-        "(2 * value.to(self.logits.dtype) - 1)",
-        "(1 - 2 * value.to(self.logits.dtype))",
-        "families",
-    ),
-    Mutant(
         "checkpoint: what is frozen does not count",
         "train",
         '"frozen parameters": ", ".join(frozen) or "none",',

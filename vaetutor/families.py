@@ -21,7 +21,6 @@ from typing import Literal
 import torch
 import torch.distributions as td
 from torch import Tensor, nn
-from torch.nn.functional import logsigmoid
 
 from vaetutor import _checks
 
@@ -426,11 +425,7 @@ class _Bernoulli(td.Bernoulli):
         super()._validate_sample(value)
 
     def log_prob(self, value: Tensor) -> Tensor:
-        if self._validate_args:
-            self._validate_sample(value)
-        # log p(1) = log s(l) and log p(0) = log s(-l): half the passes over (S, B, D) of the
-        # cross-entropy, which torch takes. 0 and 1 are exact in every dtype.
-        return logsigmoid((2 * value.to(self.logits.dtype) - 1) * self.logits)
+        return super().log_prob(value.to(self.logits.dtype))  # 0 and 1 are exact in every dtype
 
 
 class Bernoulli(_Family):
