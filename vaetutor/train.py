@@ -349,7 +349,7 @@ def _ascend(
     """One step up, of the parameters of this optimiser and no others."""
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     for p in parameters:
-        p.grad = None  # optimizer.zero_grad() does the same in ten times the time
+        p.grad = None  # as optimizer.zero_grad() does, which takes longer for its hooks
     (-mean).backward(inputs=None if alone else parameters)
     if processes.count > 1:
         processes.sum(gradients(parameters))
