@@ -523,7 +523,7 @@ def test_same_figure_same_bytes_in_every_process():
     code = (
         "import hashlib, matplotlib; matplotlib.use('Agg'); from vaetutor import plots\n"
         "fig, ax = plots.figure(height=5.4); plots.architecture_diagram(ax)\n"
-        "with plots.style(): image = plots._svg(fig, 'a') + plots._png(fig)\n"
+        "with plots.style(): image = plots._svg(fig, 'a') + str(plots.png(fig))\n"
         "digest = hashlib.sha256(image.encode()).hexdigest()"
     )
     here: dict[str, str] = {}

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from vaetutor import exercises as exercises
     from vaetutor import inference as inference
     from vaetutor import ledger as ledger
+    from vaetutor import live as live
     from vaetutor import plots as plots
     from vaetutor import targets as targets
     from vaetutor.checkpoint import Checkpoint as Checkpoint
@@ -139,6 +140,7 @@ _HOME = {
     ),
     "inference": ("InferenceGaps", "Refined", "inference_gaps", "refine"),
     "ledger": (),
+    "live": (),
     "markov": ("MarkovNormal", "NormalChain"),
     "model": (
         "VAE",

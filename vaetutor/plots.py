@@ -29,6 +29,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
+from PIL import Image
 from torch import Tensor
 
 from vaetutor._diagrams import architecture_diagram, encoder_diagram
@@ -42,6 +43,7 @@ __all__ = [
     "image_grid",
     "latent_manifold",
     "latent_scatter",
+    "png",
     "reconstructions",
     "show",
     "style",
@@ -102,16 +104,32 @@ def show(fig: Figure, alt: str, vector: bool = False) -> None:
         from IPython.display import display
 
         mime = "image/svg+xml" if vector else "image/png"
-        image = _svg(fig, alt) if vector else _png(fig)
+        image = _svg(fig, alt) if vector else base64.b64encode(png(fig)).decode()
         metadata = {"alt": alt, "width": round(fig.get_figwidth() * 96)}
         display({"text/plain": alt, mime: image}, metadata={mime: metadata}, raw=True)
     plt.close(fig)
 
 
-def _png(fig: Figure) -> str:
-    buffer = io.BytesIO()
-    fig.savefig(buffer, format="png", dpi=192, metadata={"Software": None})
-    return base64.b64encode(buffer.getvalue()).decode()
+def png(fig: Figure, dpi: int = 192) -> bytes:
+    """A figure as a small PNG: no more than 256 colours, chosen so that none is far off.
+
+    Figures have few colours and much antialiasing, so that two thirds of the bytes can go.
+
+    Args:
+        fig: the figure.
+        dpi: pixels an inch; the default is two for each pixel of a page.
+
+    Returns:
+        The bytes of the file. The same figure always gives the same.
+    """
+    drawn, small = io.BytesIO(), io.BytesIO()
+    fig.savefig(drawn, format="png", dpi=dpi)
+    palette = Image.Quantize.MAXCOVERAGE
+    image = Image.open(drawn).convert("RGB")
+    image.quantize(256, palette, kmeans=2, dither=Image.Dither.NONE).save(
+        small, "PNG", optimize=True
+    )
+    return small.getvalue()
 
 
 def _svg(fig: Figure, alt: str) -> str:

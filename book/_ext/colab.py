@@ -139,16 +139,20 @@ def offer_download(
         context["ipynb_source"] = f"{page}.ipynb"
 
 
+def colab_address(app: Sphinx, docname: str) -> str:
+    target = f"{repository(app.config)[1]}/blob/{branch(app)}/book/notebooks/{file_name(docname)}"
+    return f"https://colab.research.google.com/github/{target}"
+
+
 def offer_colab(
     app: Sphinx, page: str, template: str, context: dict[str, Any], doctree: nodes.document | None
 ) -> None:
     if is_notebook(app, page):
-        target = f"{repository(app.config)[1]}/blob/{branch(app)}/book/notebooks/{file_name(page)}"
         context["header_buttons"].insert(
             0,
             {
                 "type": "link",
-                "url": f"https://colab.research.google.com/github/{target}",
+                "url": colab_address(app, page),
                 "text": "Colab",
                 "tooltip": "Open in Colab",
                 "icon": "_static/images/logo_colab.png",
