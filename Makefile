@@ -1,15 +1,18 @@
-# Everything runs in .venv, which the first command makes, and benchmarks in .venv-bench. `make help` lists the commands.
+# Everything runs in .venv, which the first command makes, benchmarks in .venv-bench, and `make colab` in .venv-colab-*. `make help` lists the commands.
 
 PYTHON ?= python3
 PORT ?= 8000
 PARTS ?=
+# Interpreters and notebooks for `make colab`: that of .venv and all, if none are named.
+PYTHONS ?=
+NOTEBOOKS ?=
 # Another package index to take torch from, for instance the one with CPU-only builds.
 TORCH_INDEX ?=
 
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: help book notebooks test lint mutants determinism bench serve clean
+.PHONY: help book notebooks test lint mutants determinism colab bench serve clean
 .DEFAULT_GOAL := help
 
 help: ## list the commands
@@ -39,6 +42,9 @@ mutants: $(INSTALLED) ## break the package on purpose, one line at a time, and s
 determinism: $(INSTALLED) ## run every page twice and compare, measured times left out
 	OMP_NUM_THREADS=1 $(BIN)/python tools/determinism.py
 
+colab: $(INSTALLED) ## run the notebooks as on Colab, its set-up cell included; NOTEBOOKS="intro 05b_flows" for some
+	OMP_NUM_THREADS=1 $(BIN)/python tests/on_colab.py $(PYTHONS:%=--python %) $(NOTEBOOKS)
+
 bench: ## measure against other libraries, in .venv-bench; PARTS="step memory" for some of it
 	$(PYTHON) tests/benchmarks/environment.py $(PARTS)
 
@@ -46,7 +52,7 @@ serve: book ## show the built book at http://localhost:8000 (PORT=...)
 	$(BIN)/python -m http.server --bind localhost --directory _build/html $(PORT)
 
 clean: ## remove what was built, the environment too
-	rm -rf _build .venv .venv-bench .mypy_cache .pytest_cache .ruff_cache .hypothesis *.egg-info
+	rm -rf _build .venv .venv-* .mypy_cache .pytest_cache .ruff_cache .hypothesis *.egg-info
 
 $(INSTALLED): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \

@@ -55,6 +55,12 @@ def repository(config: Config) -> tuple[str, str]:
     return address, "/".join(address.split("/")[-2:])
 
 
+def base_address(repository: str) -> str:
+    """Where the book of the repository at that address is published."""
+    owner, name = repository.rstrip("/").split("/")[-2:]
+    return f"https://{owner}.github.io/{name}/"
+
+
 def execution_cache(root: Path = ROOT) -> Path:
     """The folder of executed pages that belongs to the package and the versions as they are."""
     digest = hashlib.sha256()
@@ -65,8 +71,7 @@ def execution_cache(root: Path = ROOT) -> Path:
 
 def derive_config(app: Sphinx, config: Config) -> None:
     """Set what follows from other settings, before any extension reads it."""
-    owner, name = repository(config)[1].split("/")
-    config.html_baseurl = f"https://{owner}.github.io/{name}/"
+    config.html_baseurl = base_address(repository(config)[0])
     config.nb_execution_cache_path = str(execution_cache())
 
 
