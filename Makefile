@@ -12,7 +12,7 @@ TORCH_INDEX ?=
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: help book notebooks test lint mutants determinism colab bench serve clean
+.PHONY: help book pdf notebooks test lint mutants determinism colab bench serve clean
 .DEFAULT_GOAL := help
 
 help: ## list the commands
@@ -20,6 +20,9 @@ help: ## list the commands
 
 book: $(INSTALLED) ## execute every chapter and build the book, warnings as errors
 	@$(BIN)/python tools/book.py html
+
+pdf: $(INSTALLED) ## print the book with Chromium: _build/pdf, in A4 and in US Letter
+	@$(BIN)/python tools/pdf.py
 
 notebooks: $(INSTALLED) ## execute and measure every chapter; write book/notebooks and book/costs.json
 	@$(BIN)/python tools/book.py notebooks
