@@ -1,17 +1,23 @@
-"""What all tests share: the device, float64, a fixed seed and a few distributions.
+"""What all tests share: the device, float64, a fixed seed, a few distributions, the built book.
 
 Statistical tests compare with a standard error and fail beyond Z_LIMIT standard errors. For one
 comparison that is a false alarm in 1.7 million; the seed is fixed, so a test that passes keeps
 passing until the code changes.
 """
 
+import importlib.util
+import subprocess
+import sys
 from collections.abc import Iterator
+from html.parser import HTMLParser
+from pathlib import Path
 
 import pytest
 import torch
 import torch.distributions as td
 from torch import Tensor
 
+ROOT = Path(__file__).parents[1]
 Z_LIMIT = 5.0
 
 
@@ -66,3 +72,38 @@ def z_score(draws: Tensor, truth: Tensor | float) -> float:
     """The largest |mean - truth| in standard errors; draws along the first axis."""
     error = draws.std(0) / len(draws) ** 0.5
     return ((draws.mean(0) - truth).abs() / error).max().item()
+
+
+class Page(HTMLParser):
+    """What a page shows, names, links to and loads."""
+
+    def __init__(self, path):
+        super().__init__()
+        self.path = path
+        self.images, self.anchors, self.links, self.loads = [], {""}, [], []
+        self.feed(path.read_text())
+
+    def handle_starttag(self, tag, attrs):
+        attrs = dict(attrs)
+        self.anchors |= {attrs[key] for key in ("id", "name") if attrs.get(key)}
+        if tag == "img":
+            self.images.append(attrs)
+        if tag == "a" and "href" in attrs:
+            self.links.append(attrs["href"])
+        if tag == "link" and {"stylesheet", "preload", "icon"} & {*attrs["rel"].split()}:
+            self.loads.append(attrs["href"])
+        if tag in {"script", "img", "iframe", "source", "video", "audio"} and "src" in attrs:
+            self.loads.append(attrs["src"])
+
+
+@pytest.fixture(scope="session")
+def site():
+    """The pages by their path, after they were brought up to date with the sources."""
+    if importlib.util.find_spec("jupyter_book") is None:
+        pytest.skip("the book is built with the extra `book`, which is not installed")
+    made = subprocess.run(
+        [sys.executable, "tools/book.py", "html"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert made.returncode == 0, made.stdout[-5000:] + made.stderr[-5000:]
+    paths = (ROOT / "_build" / "html").rglob("*.html")
+    return {path.resolve(): Page(path) for path in paths if "_static" not in path.parts}

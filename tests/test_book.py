@@ -1,11 +1,7 @@
 """The built book and its notebooks: nothing missing, nothing stale, nothing from elsewhere."""
 
-import importlib.util
 import json
 import re
-import subprocess
-import sys
-from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -16,41 +12,6 @@ ROOT = Path(__file__).parents[1]
 BOOK = ROOT / "book"
 NOTEBOOKS = sorted((BOOK / "notebooks").glob("*.ipynb"))
 CONFIG = yaml.safe_load((ROOT / "_config.yml").read_text())
-
-
-class Page(HTMLParser):
-    """What a page shows, names, links to and loads."""
-
-    def __init__(self, path):
-        super().__init__()
-        self.path = path
-        self.images, self.anchors, self.links, self.loads = [], {""}, [], []
-        self.feed(path.read_text())
-
-    def handle_starttag(self, tag, attrs):
-        attrs = dict(attrs)
-        self.anchors |= {attrs[key] for key in ("id", "name") if attrs.get(key)}
-        if tag == "img":
-            self.images.append(attrs)
-        if tag == "a" and "href" in attrs:
-            self.links.append(attrs["href"])
-        if tag == "link" and {"stylesheet", "preload", "icon"} & {*attrs["rel"].split()}:
-            self.loads.append(attrs["href"])
-        if tag in {"script", "img", "iframe", "source", "video", "audio"} and "src" in attrs:
-            self.loads.append(attrs["src"])
-
-
-@pytest.fixture(scope="session")
-def site():
-    """The pages by their path, after they were brought up to date with the sources."""
-    if importlib.util.find_spec("jupyter_book") is None:
-        pytest.skip("the book is built with the extra `book`, which is not installed")
-    made = subprocess.run(
-        [sys.executable, "tools/book.py", "html"], cwd=ROOT, capture_output=True, text=True
-    )
-    assert made.returncode == 0, made.stdout[-5000:] + made.stderr[-5000:]
-    paths = (ROOT / "_build" / "html").rglob("*.html")
-    return {path.resolve(): Page(path) for path in paths if "_static" not in path.parts}
 
 
 def cells(path):

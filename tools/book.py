@@ -31,7 +31,15 @@ STATE = ROOT / "_build" / "built-from.json"
 
 def sources() -> dict[str, str]:
     """Everything a built page follows from, with its SHA-256."""
-    patterns = ["_*.yml", "constraints.txt", "vaetutor/**/*.py", "book/**/*"]
+    patterns = [
+        "_*.yml",
+        "CHANGELOG.md",
+        "CITATION.cff",
+        "constraints.txt",
+        "vaetutor/**/*.py",
+        "vaetutor/live/live.js",
+        "book/**/*",
+    ]
     paths = {path for pattern in patterns for path in ROOT.glob(pattern) if path.is_file()}
     skipped = {NOTEBOOKS, *ROOT.glob("book/**/__pycache__")}
     return {

@@ -78,12 +78,14 @@ def overall(results: Iterable[Result]) -> str:
     return verdicts.pop() if len(verdicts) == 1 else "holds with a condition"
 
 
-def reference(kind: str, target: str, docname: str) -> addnodes.pending_xref:
-    """What the role ``{ref}`` or ``{doc}`` makes."""
+def reference(
+    kind: str, target: str, docname: str, domain: str = "std", text: str = ""
+) -> addnodes.pending_xref:
+    """What a role such as ``{ref}`` or ``{doc}`` makes."""
     return addnodes.pending_xref(
         "",
-        nodes.inline("", target, classes=["xref", "std", f"std-{kind}"]),
-        refdomain="std",
+        nodes.inline("", text or target, classes=["xref", domain, f"{domain}-{kind}"]),
+        refdomain=domain,
         reftype=kind,
         reftarget=target,
         refexplicit=False,
@@ -225,15 +227,15 @@ class Ledger(SphinxDirective):
         return nodes.table("", group, classes=["colwidths-given", "ledger"])
 
 
-def ledgers(env: BuildEnvironment, docnames: Iterable[str]) -> list[str]:
-    """Those of the pages that show a ledger."""
-    fence = re.compile(r"^```\{ledger\}", re.MULTILINE)
+def gathering(env: BuildEnvironment, docnames: Iterable[str]) -> list[str]:
+    """The pages whose directive gathers something from all others: claims, formulas."""
+    fence = re.compile(r"^```\{(ledger|formulas)\}", re.MULTILINE)
     return [d for d in docnames if fence.search(Path(env.doc2path(d)).read_text("utf-8"))]
 
 
 def read_last(app: Sphinx, env: BuildEnvironment, docnames: list[str]) -> None:
-    """A page is executed when it is read; by the time the ledger is, all have to be."""
-    for page in ledgers(env, docnames):
+    """A page is executed when it is read; by the time these are, all have to be."""
+    for page in gathering(env, docnames):
         docnames.remove(page)
         docnames.append(page)
 
@@ -241,7 +243,7 @@ def read_last(app: Sphinx, env: BuildEnvironment, docnames: list[str]) -> None:
 def read_again(
     app: Sphinx, env: BuildEnvironment, added: set[str], changed: set[str], removed: set[str]
 ) -> list[str]:
-    return ledgers(env, env.found_docs) if added | changed | removed else []
+    return gathering(env, env.found_docs) if added | changed | removed else []
 
 
 def prefer_data(app: Sphinx, config: Config) -> None:

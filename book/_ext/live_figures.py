@@ -1,7 +1,8 @@
 """Live figures in the book: one script for all of them, where a notebook needs one in each.
 
 The HTML of a :class:`vaetutor.live.Live` carries the whole of ``live.js``. On a page of the book
-that copy is taken out, and the page loads the file once.
+that copy is taken out, and the page loads the file once. An executed page may be older than the
+script; whatever shows its figures shows them with the script as it is now.
 """
 
 import re
@@ -13,18 +14,21 @@ from docutils import nodes
 from sphinx.application import Sphinx
 
 SCRIPT = files("vaetutor.live").joinpath("live.js")
+INLINE = re.compile(r'(class="vt-data">[^<]*</script>\n)<script>.*?</script>\n(?=</figure>)', re.S)
+
+
+def with_present_script(html: str) -> str:
+    """The HTML of an output, with the script as it is now in each of its live figures."""
+    script = SCRIPT.read_text(encoding="utf-8")
+    return INLINE.sub(lambda found: f"{found[1]}<script>{script}</script>\n", html)
 
 
 def share_script(
     app: Sphinx, page: str, template: str, context: dict[str, Any], doctree: nodes.document | None
 ) -> None:
-    inline = f"<script>{SCRIPT.read_text(encoding='utf-8')}</script>\n"
-    body = context.get("body", "")
-    if inline in body:
-        context["body"] = body.replace(inline, "")
+    context["body"], count = INLINE.subn(r"\1", context.get("body", ""))
+    if count:
         app.add_js_file("live.js", loading_method="defer")
-    elif re.search(r'<figure class="vt-live"', body):
-        raise RuntimeError(f"{page} was executed with another live.js than the package has now")
 
 
 def copy_script(app: Sphinx, exception: Exception | None) -> None:

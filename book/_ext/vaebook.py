@@ -18,6 +18,7 @@ from typing import Any
 
 import myst_nb.core.render
 from docutils import nodes
+from live_figures import with_present_script
 from myst_nb.core.render import MimeData, NbElementRenderer
 from nbformat import NotebookNode
 from sphinx.addnodes import pending_xref
@@ -121,6 +122,8 @@ def clean_outputs(outputs: list[NotebookNode]) -> list[NotebookNode]:
         else:
             cleaned.append(output)
     for output in cleaned:
+        if html := output.get("data", {}).get("text/html"):
+            output.data["text/html"] = with_present_script(html)
         if output.output_type == "stream":
             last_state = r"^.*\r(?!$)([^\r\n]*?) *(?=\r?$)|\r"
             output.text = re.sub(last_state, r"\1", output.text, flags=re.MULTILINE)
