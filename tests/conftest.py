@@ -18,6 +18,10 @@ import torch.distributions as td
 from torch import Tensor
 
 ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT / "tools"))
+
+import browser as browsers  # noqa: E402
+
 Z_LIMIT = 5.0
 
 
@@ -107,3 +111,18 @@ def site():
     assert made.returncode == 0, made.stdout[-5000:] + made.stderr[-5000:]
     paths = (ROOT / "_build" / "html").rglob("*.html")
     return {path.resolve(): Page(path) for path in paths if "_static" not in path.parts}
+
+
+@pytest.fixture(scope="module")
+def chromium():
+    """A browser to look at pages with, where there is one."""
+    if importlib.util.find_spec("playwright") is None:
+        pytest.skip("playwright is not installed: it is in the extra `test`")
+    if browsers.browser_path() is None:
+        pytest.skip(browsers.MISSING)
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        opened = browsers.launch(playwright)
+        yield opened
+        opened.close()

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -81,6 +82,19 @@ def repository(folder: Path) -> None:
         output_of("git", "-C", folder, *author, *command)
 
 
+def additions(base: Path) -> str:
+    """The pins of what Colab does not hold, so that a release elsewhere cannot fail this check.
+
+    The weekly workflow runs the notebooks with the newest versions.
+    """
+
+    def name(line: str) -> str:
+        return re.split(r"[=@ ]", line)[0].lower().replace("_", "-")
+
+    held = {name(line) for line in holds(base)}
+    return "".join(f"{pin}\n" for pin in PINS.read_text().split() if name(pin) not in held)
+
+
 def surroundings(served: Path, home: str) -> dict[str, str]:
     """The kernel's variables: nothing of this project's, and git reads `served` and no network."""
     ours = ("PYTHON", "VAETUTOR_", "VIRTUAL_ENV", "IPYTHON", "JUPYTER", "MPL")
@@ -110,7 +124,10 @@ def execute(notebook: NotebookNode, environment: Path, served: Path) -> list[str
     client = NotebookClient(notebook, km=manager, timeout=timeout, record_timing=False)
     try:
         with tempfile.TemporaryDirectory() as empty, tempfile.TemporaryDirectory() as home:
-            client.execute(cwd=empty, env=surroundings(served, home), cleanup_kc=True)
+            pins = Path(home, "pins.txt")
+            pins.write_text(additions(environment))
+            env = surroundings(served, home) | {"PIP_CONSTRAINT": str(pins)}
+            client.execute(cwd=empty, env=env, cleanup_kc=True)
     except (CellControlSignal, DeadKernelError) as error:
         return [str(error)]
     return [

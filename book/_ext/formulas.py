@@ -6,6 +6,7 @@ chapter; it is read after all others. A formula without a name is a warning, hen
 and so is a name without a formula, or a name that stands for two.
 """
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -57,6 +58,20 @@ def note_names(app: Sphinx, doctree: nodes.document) -> None:
             app.env.get_domain("std").note_object("formula", name, place, location=node)
 
 
+def american(text: str) -> str:
+    """As the literature writes it more often."""
+    stems = "amorti|binari|factori|generali|marginali|normali|optimi|reparameteri|regulari|summari"
+    return re.sub(rf"(?i)({stems})s", r"\1z", text)
+
+
+def spell_both_ways(app: Sphinx, env: BuildEnvironment) -> None:
+    """Let the search find a formula and a term of the glossary by its American spelling too."""
+    objects = env.get_domain("std").objects
+    for (kind, name), place in list(objects.items()):
+        if kind in {"formula", "term"}:
+            objects.setdefault((kind, american(name)), place)
+
+
 class Formulas(SphinxDirective):
     """A section for each chapter, and in it the names, the place and the text of each formula."""
 
@@ -91,4 +106,5 @@ def setup(app: Sphinx) -> dict[str, Any]:
         "formula", "formula", searchprio=0
     )
     app.connect("doctree-read", note_names)
+    app.connect("env-updated", spell_both_ways)
     return {"version": "1", "parallel_read_safe": False, "parallel_write_safe": True}
