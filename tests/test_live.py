@@ -314,6 +314,20 @@ def test_the_browser_finds_the_numbers_of_python(page, kind):
     assert disagreements(page.locator(f"#{kind} .vt-live")) == []
 
 
+def test_the_figures_on_the_pages_show_the_numbers_of_their_cells(chromium, site):
+    kinds = set()
+    for path in site:
+        if '<figure class="vt-live"' not in path.read_text():
+            continue
+        page = chromium.new_page()
+        page.goto(path.as_uri())
+        for figure in page.locator(".vt-live").all():
+            kinds.add(figure.get_attribute("data-kind"))
+            assert disagreements(figure) == [], path
+        page.close()
+    assert kinds == {*MAKERS}
+
+
 def test_a_wrong_number_would_be_seen(page):
     page.evaluate(
         """() => { const data = document.querySelector("#mean_field .vt-data");
