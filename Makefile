@@ -12,7 +12,7 @@ TORCH_INDEX ?=
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: help book pdf notebooks test lint mutants determinism colab bench serve clean
+.PHONY: help book pdf notebooks test lint mutants determinism colab bench screenshots serve clean
 .DEFAULT_GOAL := help
 
 help: ## list the commands
@@ -50,6 +50,9 @@ colab: $(INSTALLED) ## run the notebooks as on Colab, its set-up cell included; 
 
 bench: ## measure against other libraries, in .venv-bench; PARTS="step memory" for some of it
 	$(PYTHON) tests/benchmarks/environment.py $(PARTS)
+
+screenshots: book ## write every page as pictures, to look at, in _build/screenshots
+	$(BIN)/python tools/screenshots.py
 
 serve: book ## show the built book at http://localhost:8000 (PORT=...)
 	$(BIN)/python -m http.server --bind localhost --directory _build/html $(PORT)

@@ -9,6 +9,7 @@ from typing import Any, ParamSpec, TypeVar
 
 import matplotlib.pyplot as plt
 import seaborn as sns
+from cycler import cycler
 
 # seaborn's "colorblind", its pale colours made darker: contrast of at least 3 to 1 on white.
 COLOURS = [
@@ -16,7 +17,7 @@ COLOURS = [
     "#8c5a2b", "#882255", "#767676", "#857d00", "#4692bd",
 ]  # fmt: skip
 BLUE, ORANGE, GREEN = COLOURS[0], COLOURS[3], COLOURS[2]
-INK, GREY, PALE = "#222222", "#767676", "#d9d9d9"
+INK, GREY = "#222222", "#767676"
 
 RC: dict[str, Any] = {
     **sns.axes_style("ticks"),
@@ -24,6 +25,7 @@ RC: dict[str, Any] = {
     "axes.labelcolor": INK,
     "axes.labelsize": 10,
     "axes.linewidth": 0.8,
+    "axes.prop_cycle": cycler(color=COLOURS),
     "axes.spines.right": False,
     "axes.spines.top": False,
     "axes.titlesize": 11,

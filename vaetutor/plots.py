@@ -33,9 +33,10 @@ from PIL import Image
 from torch import Tensor
 
 from vaetutor._diagrams import architecture_diagram, encoder_diagram
-from vaetutor._style import BLUE, COLOURS, GREEN, GREY, INK, ORANGE, PALE, style, styled
+from vaetutor._style import BLUE, COLOURS, GREEN, GREY, INK, ORANGE, style, styled
 
 __all__ = [
+    "COLOURS",
     "architecture_diagram",
     "contours",
     "encoder_diagram",
@@ -175,10 +176,9 @@ def image_grid(
     height, width = image_shape
     _draw_mosaic(ax, _mosaic(np.concatenate([tiles, blanks]), rows), (0, columns, rows, 0))
     ax.set_aspect(height / width)
-    for colour, linewidth in (("white", 3.0), (PALE, 0.6)):  # a gap, and a line in it
-        lines: dict[str, Any] = {"color": colour, "linewidth": linewidth, "clip_on": False}
-        ax.hlines(np.arange(rows + 1), 0, columns, **lines)
-        ax.vlines(np.arange(columns + 1), 0, rows, **lines)
+    lines: dict[str, Any] = {"color": "white", "linewidth": 3.0, "clip_on": False}
+    ax.hlines(np.arange(rows + 1), 0, columns, **lines)
+    ax.vlines(np.arange(columns + 1), 0, rows, **lines)
     _bare(ax)
     return ax
 
@@ -348,9 +348,7 @@ def latent_scatter(ax: Axes, z: Tensor | np.ndarray, y: Tensor | np.ndarray) -> 
         mine = points[labels == label]
         colour = COLOURS[label % len(COLOURS)]
         glyph = rf"$\mathsf{{{label}}}$"
-        ax.scatter(
-            mine[:, 0], mine[:, 1], s=30, marker=glyph, color=colour, alpha=0.7, linewidths=0
-        )
+        ax.scatter(mine[:, 0], mine[:, 1], s=30, marker=glyph, color=colour, linewidths=0)
         name = ax.text(left, height, str(label), size=17, weight="bold", color=colour)
         name.set(ha="center", va="center", zorder=3)
         name.set_path_effects([pe.withStroke(linewidth=4, foreground="white")])
