@@ -4,11 +4,9 @@ Each check is a function that returns what is wrong, so that it can be tried on 
 broken on purpose (at the end of the file).
 """
 
-import importlib.util
 import io
 import itertools
 import re
-import sys
 from collections import Counter
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -16,21 +14,6 @@ from urllib.parse import unquote, urlsplit
 import numpy as np
 import pytest
 from conftest import ROOT
-
-sys.path.insert(0, str(ROOT / "tools"))
-from browser import browser_path, launch
-
-PACKAGES = ["playwright", "axe_playwright_python", "PIL", "scipy"]
-pytestmark = [
-    pytest.mark.skipif(
-        not all(importlib.util.find_spec(name) for name in PACKAGES),
-        reason="the browser is driven by the extra `test`, which is not installed",
-    ),
-    pytest.mark.skipif(
-        browser_path() is None,
-        reason="no Chromium here: install one, or name it in VAETUTOR_BROWSER",
-    ),
-]
 
 HTML = ROOT / "_build" / "html"
 SOURCES = sorted(path.relative_to(ROOT) for path in (ROOT / "book").rglob("*.md"))
@@ -40,16 +23,6 @@ FIGURE = "article :is(.cell_output, figure) img"
 WIDTHS = [360, 640, 1280]  # 640 is 1280 at 200 % zoom
 MEGABYTES = 2.0
 SECONDS = 1.0
-
-
-@pytest.fixture(scope="module")
-def browser():
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        started = launch(playwright)
-        yield started
-        started.close()
 
 
 class Visit:
@@ -91,8 +64,8 @@ def path(request, site):
 
 
 @pytest.fixture(scope="module")
-def visit(browser, path):
-    with Visit(browser, path) as opened:
+def visit(chromium, path):
+    with Visit(chromium, path) as opened:
         yield opened
 
 
@@ -236,8 +209,8 @@ def test_pages_are_those_of_the_book(site):
     assert {HTML / f"{name}.html" for name in ["index", *PAGES]} == {*site}
 
 
-def test_the_first_page_leads_on(browser, site):
-    page = browser.new_page()
+def test_the_first_page_leads_on(chromium, site):
+    page = chromium.new_page()
     page.goto((HTML / "index.html").as_uri())
     page.wait_for_url("**/book/intro.html")
     page.close()
@@ -259,8 +232,8 @@ def test_controls_are_in_the_tab_order(visit):
     assert controls(visit) == []
 
 
-def test_skip_link_leads_into_the_text(browser, path):
-    with Visit(browser, path, typeset=False) as opened:
+def test_skip_link_leads_into_the_text(chromium, path):
+    with Visit(chromium, path, typeset=False) as opened:
         assert skipping(opened) == []
 
 
@@ -281,10 +254,10 @@ def test_weighs_at_most_two_megabytes(visit):
     assert sum(found.values()) <= MEGABYTES * 1e6, (sum(found.values()), heaviest)
 
 
-def test_answers_within_a_second(browser, path, visit):
+def test_answers_within_a_second(chromium, path, visit):
     times = [seconds_until_it_answers(visit)]
     while min(times) > SECONDS and len(times) < 3:  # other work on the machine only adds
-        with Visit(browser, path) as again:
+        with Visit(chromium, path) as again:
             times.append(seconds_until_it_answers(again))
     assert min(times) <= SECONDS, times
     before = visit.run("document.documentElement.dataset.mode")
@@ -319,9 +292,9 @@ def test_icons_are_drawn(visit):
 
 @pytest.mark.parametrize("width", [390, 1280])
 @pytest.mark.parametrize("theme", ["light", "dark"])
-def test_breaks_no_rule_of_axe(browser, path, theme, width):
+def test_breaks_no_rule_of_axe(chromium, path, theme, width):
     # Formulas have the colour of the text: they are looked at in one theme.
-    with Visit(browser, path, theme, width, typeset=theme == "light") as opened:
+    with Visit(chromium, path, theme, width, typeset=theme == "light") as opened:
         assert violations(opened) == []
 
 
@@ -391,8 +364,8 @@ def pale_figures(visit):
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
-def test_figures_can_be_made_out(browser, path, theme):
-    with Visit(browser, path, theme, device_scale_factor=2) as opened:
+def test_figures_can_be_made_out(chromium, path, theme):
+    with Visit(chromium, path, theme, device_scale_factor=2) as opened:
         assert pale_figures(opened) == []
 
 
@@ -400,7 +373,7 @@ def test_figures_can_be_made_out(browser, path, theme):
 
 
 @pytest.fixture(scope="module")
-def broken(browser, site):
+def broken(chromium, site):
     """Opens a page of the book after a change of its text, from a file beside it."""
     whole = HTML / "book" / "scale.html"
     copy = whole.with_name("broken.html")
@@ -409,7 +382,7 @@ def broken(browser, site):
         text = whole.read_text()
         assert before in text
         copy.write_text(text.replace(before, after, 1))
-        return Visit(browser, copy, **how)
+        return Visit(chromium, copy, **how)
 
     yield opened
     copy.unlink(missing_ok=True)
