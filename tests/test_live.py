@@ -360,6 +360,16 @@ def test_climbing_ends_at_the_posterior(page, motion):
     assert float(page.input_value(root.format("sd"))) == pytest.approx(0.5, abs=0.01)
 
 
+@pytest.mark.parametrize("mu", [-3.0, 3.0])
+@pytest.mark.parametrize("sd", [0.03, 1.0])
+def test_climbing_arrives_from_far_out(page, mu, sd):
+    page.emulate_media(reduced_motion="reduce")
+    root = page.locator("#bound .vt-live").element_handle()
+    page.evaluate(SET, [root, {"mu": mu, "sd": sd}])
+    page.get_by_role("button", name="Climb the ELBO").click()
+    assert value(page, "bound", "kl") < 1e-6
+
+
 def test_the_buttons_find_the_best_mean_field(page):
     page.get_by_role("button", name="Best q for KL(q ‖ p)").click()
     assert value(page, "mean_field", "reverse") == pytest.approx(-0.5 * math.log(0.36), abs=1e-9)

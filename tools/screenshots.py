@@ -30,9 +30,13 @@ def shoot(names: list[str]) -> None:
                     page.goto(path.as_uri())
                     page.evaluate("window.MathJax?.startup?.promise.then(() => true)")
                     height = page.evaluate("document.documentElement.scrollHeight")
-                    clip = {"x": 0, "y": 0, "width": width, "height": min(height, TALLEST)}
-                    file = TARGET / f"{name}-{width}-{theme}.jpg"
-                    page.screenshot(path=file, full_page=True, clip=clip, quality=60, type="jpeg")
+                    for part, top in enumerate(range(0, height, TALLEST)):
+                        file = TARGET / f"{name}-{width}-{theme}-{part}.jpg"
+                        rest = min(height - top, TALLEST)
+                        page.set_viewport_size({"width": width, "height": rest})
+                        page.evaluate(f"scrollTo(0, {top})")
+                        page.screenshot(path=file, quality=60, type="jpeg")
+                    page.set_viewport_size({"width": width, "height": 900})
                 page.close()
 
 

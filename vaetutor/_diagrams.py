@@ -39,7 +39,7 @@ def encoder_diagram(ax: Axes) -> Axes:
     for sources, targets in ((x_layer, h_layer), (h_layer, outputs)):
         for start in sources:
             for end in targets:
-                _arrow(ax, start, end, colour="#a8a8a8", width=0.6, head=5, shrink=12.5)
+                _arrow(ax, start, end, colour="#8c8c8c", width=0.6, head=5, shrink=12.5)
     for centre, name in zip(x_layer, ("x_1", "x_2", "x_{D_x}"), strict=True):
         _node(ax, centre, f"${name}$", GREY)
     ax.text(0.35, 1.50, r"$\vdots$", size=14, ha="center", va="center")

@@ -37,7 +37,7 @@ RC: dict[str, Any] = {
     "font.size": 10,
     "legend.fontsize": 10,
     "lines.linewidth": 1.6,
-    "mathtext.fontset": "cm",
+    "mathtext.fontset": "dejavusans",
     "savefig.facecolor": "white",
     "svg.fonttype": "path",
     "svg.hashsalt": "vaetutor",

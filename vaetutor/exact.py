@@ -206,8 +206,8 @@ class ConjugateNormal(_ExactModel):
     :math:`\mathcal{N}\!\left(z;\ \frac{s^2}{s^2 + t^2} x,\ \frac{s^2 t^2}{s^2 + t^2}\right)`.
 
     Args:
-        prior_scale: s.
-        noise_scale: t.
+        prior_scale: the standard deviation s of z.
+        noise_scale: the standard deviation t of x given z.
 
     Raises:
         ValueError: for a scale that is not positive.

@@ -19,6 +19,7 @@ from __future__ import annotations
 import base64
 import html
 import io
+import re
 import sys
 from typing import Any
 
@@ -114,7 +115,8 @@ def show(fig: Figure, alt: str, vector: bool = False) -> None:
 def png(fig: Figure, dpi: int = 192) -> bytes:
     """A figure as a small PNG: no more than 256 colours, chosen so that none is far off.
 
-    Figures have few colours and much antialiasing, so that two thirds of the bytes can go.
+    Figures have few colours and much antialiasing, so that two thirds of the bytes can go. One
+    without any colour, for instance of digits, has 32 levels of grey.
 
     Args:
         fig: the figure.
@@ -127,16 +129,19 @@ def png(fig: Figure, dpi: int = 192) -> bytes:
     fig.savefig(drawn, format="png", dpi=dpi)
     palette = Image.Quantize.MAXCOVERAGE
     image = Image.open(drawn).convert("RGB")
-    image.quantize(256, palette, kmeans=2, dither=Image.Dither.NONE).save(
-        small, "PNG", optimize=True
-    )
+    red, green, blue = image.split()
+    colours = 32 if red == green == blue else 256
+    palette = Image.Quantize.MAXCOVERAGE
+    image = image.quantize(colours, palette, kmeans=2, dither=Image.Dither.NONE)
+    image.save(small, "PNG", optimize=True)
     return small.getvalue()
 
 
 def _svg(fig: Figure, alt: str) -> str:
     buffer = io.StringIO()
     fig.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
-    svg = buffer.getvalue()
+    # Hundredths of a point are enough, and half of the bytes.
+    svg = re.sub(r"-?\d+\.\d{3,}", lambda found: f"{float(found[0]):.2f}", buffer.getvalue())
     label = f'<svg role="img" aria-label="{html.escape(alt)}" '
     return svg[svg.index("<svg") :].replace("<svg ", label, 1)
 

@@ -41,9 +41,9 @@ class LocalLevel(ExactModel):
     .. math:: p(z_{1:T} \mid x) = \prod_{t=1}^{T} p(z_t \mid z_{t-1}, x_{t:T}).
 
     Args:
-        steps: T.
-        transition_scale: s, the standard deviation of a step of the walk.
-        noise_scale: r, the standard deviation of the noise.
+        steps: the number of steps T.
+        transition_scale: the standard deviation s of a step of the walk.
+        noise_scale: the standard deviation r of the noise.
         initial_scale: :math:`s_0`, the standard deviation of the first step.
 
     Raises:

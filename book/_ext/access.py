@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from bs4 import BeautifulSoup
+from bs4 import BeautifulSoup, NavigableString
 from fontTools import subset
 from PIL import Image
 from pygments.formatters import HtmlFormatter
@@ -95,6 +95,32 @@ def free_empty_headers(soup: BeautifulSoup) -> None:
     for header in soup.find_all("th"):
         if not header.get_text(strip=True):
             header.name = "td"
+
+
+def name_the_index(soup: BeautifulSoup) -> None:
+    """A table of pandas gives the name of its index a row of its own: it goes into the corner."""
+    for table in soup.select("table.dataframe"):
+        rows = table.select("thead > tr")
+        if len(rows) < 2:
+            continue
+        above, last = ([cell for cell in row.find_all(["th", "td"])] for row in rows[-2:])
+        name, *empty = last
+        if any(cell.get_text(strip=True) for cell in [above[0], *empty]) or name.get("colspan"):
+            continue
+        above[0].string = name.get_text(strip=True)
+        above[0].name = "th"
+        rows[-1].decompose()
+
+
+def keep_marks(soup: BeautifulSoup) -> None:
+    """A line must not begin with the mark of punctuation that follows a formula."""
+    for formula in soup.select("article span.math"):
+        after = formula.next_sibling
+        if isinstance(after, NavigableString) and (mark := re.match(r"[.,;:)?!’”]+", after)):
+            together = soup.new_tag("span", attrs={"class": "with-mark"})
+            formula.wrap(together)
+            together.append(mark[0])
+            after.replace_with(after[mark.end() :])
 
 
 def size_images(soup: BeautifulSoup, path: Path) -> None:
@@ -182,7 +208,9 @@ def mend(app: Sphinx, exception: Exception | None) -> None:
         drop_unused(soup)
         name_controls(soup)
         free_citations(soup)
+        name_the_index(soup)
         free_empty_headers(soup)
+        keep_marks(soup)
         size_images(soup, path)
         path.write_text(str(soup), encoding="utf-8")
         words |= {*WORD.findall(str(soup))}

@@ -162,6 +162,23 @@ def name_public_bases(
     ]
 
 
+def plain_signature(
+    app: Sphinx,
+    what: str,
+    name: str,
+    obj: object,
+    options: dict[str, Any],
+    signature: str | None,
+    returns: str | None,
+) -> tuple[str | None, str | None]:
+    """A default that is no Python when written out would show the whole signature as raw text."""
+    if signature:
+        signature = signature.replace("<factory>", "...")
+        signature = re.sub(r"<function (?:\w+\.)*(\w+)[^>]*>", r"\1", signature)
+        signature = re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", signature)
+    return signature, returns
+
+
 def demand_alternative_text(app: Sphinx, doctree: nodes.document) -> None:
     for image in doctree.findall(nodes.image):
         if not image.get("alt", "").strip():
@@ -199,5 +216,6 @@ def setup(app: Sphinx) -> dict[str, Any]:
     app.connect("config-inited", derive_config, priority=100)
     app.connect("doctree-read", demand_alternative_text)
     app.connect("autodoc-process-bases", name_public_bases)
+    app.connect("autodoc-process-signature", plain_signature)
     app.connect("missing-reference", resolve_short_name)
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}

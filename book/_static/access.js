@@ -1,18 +1,27 @@
 // What can be scrolled sideways can be scrolled by keyboard too, and takes part in the tab order
 // only then. The theme does so for code; formulas and tables change their size later.
-const scrollers = "div.math, .pst-scrollable-table-container, .cell_output .text_html";
+const scrollers =
+  "div.math, .pst-scrollable-table-container, .cell_output .text_html, figure:has(> img)";
 
 const observer = new ResizeObserver((entries) => {
   for (const { target } of entries) {
     const scroller = target.closest(scrollers);
     if (scroller.scrollWidth > scroller.clientWidth) scroller.tabIndex = 0;
     else scroller.removeAttribute("tabindex");
+    showCut(scroller);
   }
 });
+
+// Without a visible scroll bar a table that is cut at the edge of a column looks complete.
+function showCut(scroller) {
+  const left = scroller.scrollWidth - scroller.clientWidth - scroller.scrollLeft;
+  scroller.classList.toggle("cut-right", left > 1);
+}
 
 document.addEventListener("DOMContentLoaded", () => {
   for (const scroller of document.querySelectorAll(scrollers)) {
     observer.observe(scroller);
+    scroller.addEventListener("scroll", () => showCut(scroller), { passive: true });
   }
 });
 

@@ -36,7 +36,7 @@ class Live:
     caption: str
     """The sentence below it: what to do and what to see."""
     still: bytes = field(repr=False)
-    """The still picture, PNG."""
+    """The still picture, WebP."""
 
     @property
     def html(self) -> str:
@@ -50,7 +50,7 @@ class Live:
         return (
             f'<figure class="vt-live" data-kind="{self.kind}">\n'
             f'<img class="vt-still" alt="{html.escape(self.alt)}" '
-            f'width="{width}" height="{height}" src="data:image/png;base64,{picture}">\n'
+            f'width="{width}" height="{height}" src="data:image/webp;base64,{picture}">\n'
             f"<figcaption>{html.escape(self.caption)}</figcaption>\n"
             f'<script type="application/json" class="vt-data">{numbers}</script>\n'
             f"<script>{script}</script>\n</figure>"
@@ -77,9 +77,12 @@ def make(
     figure, ax = plots.figure(width=6.4, height=height)
     with plots.style():
         draw(ax)
-    still = plots.png(figure, STILL_DPI)
+    still = io.BytesIO()
+    Image.open(io.BytesIO(plots.png(figure, STILL_DPI))).convert("RGB").save(
+        still, "WEBP", quality=80
+    )
     plt.close(figure)
-    return Live(kind, data, alt, caption, still)
+    return Live(kind, data, alt, caption, still.getvalue())
 
 
 def numbers(name: str, values: Tensor | np.ndarray | list[float], digits: int = 8) -> list[float]:

@@ -22,6 +22,8 @@
 .vt-live .vt-fill-q { fill: #0173b2; fill: color-mix(in srgb, #0173b2 75%, currentColor); }
 .vt-live .vt-other { stroke: #d55e00; stroke: color-mix(in srgb, #d55e00 75%, currentColor); fill: none; stroke-width: 2; }
 .vt-live .vt-fill-other { fill: #d55e00; fill: color-mix(in srgb, #d55e00 75%, currentColor); }
+.vt-live .vt-level { stroke-width: 2.5; stroke-dasharray: 7 4; }
+.vt-live svg .vt-halo { paint-order: stroke; stroke: var(--pst-color-background, Canvas); stroke-width: 4; }
 .vt-live .vt-handle { cursor: grab; touch-action: none; stroke: currentColor; stroke-width: 1.5; }
 .vt-live .vt-pad { fill: transparent; cursor: crosshair; touch-action: none; }
 .vt-live canvas { image-rendering: pixelated; border: 1px solid currentColor; width: 11rem; height: 11rem; }
@@ -95,9 +97,9 @@
     for (const [value, label] of marks) {
       const at = x(value);
       node("line", { class: "vt-axis", x1: at, x2: at, y1: top, y2: top + 4 }, parent);
-      node("text", { x: at, y: top + 17, "text-anchor": "middle" }, parent, label);
+      node("text", { x: at, y: top + 21, "text-anchor": "middle" }, parent, label);
     }
-    node("text", { x: x.to, y: top + 34, "text-anchor": "end" }, parent, name);
+    node("text", { x: x.to, y: top + 37, "text-anchor": "end" }, parent, name);
   }
 
   function yAxis(parent, y, left, name, marks = ticks(y.low, y.high, 5)) {
@@ -303,7 +305,9 @@
           (at(mu + h, log) - at(mu - h, log)) / (2 * h),
           (at(mu, log + h) - at(mu, log - h)) / (2 * h),
         ];
-        for (rate = Math.min(rate * 2, 0.5); rate > 1e-6; rate /= 2) {
+        // Short steps: from far out a long one would jump to the hump on the other side.
+        const longest = 0.1 / Math.hypot(...slopes);
+        for (rate = Math.min(rate * 2, 0.5, longest); rate > 1e-9; rate /= 2) {
           const [m, l] = [mu + rate * slopes[0], log + rate * slopes[1]];
           if (at(m, l) > at(mu, log)) {
             this.set({ mu: m, sd: Math.exp(l) });
@@ -325,7 +329,7 @@
       this.resize(width, 322);
       this.x = scale(...this.view, 16, width - 16);
       const densest = Math.max(...this.posterior);
-      this.y = scale(0, densest * 1.35, 190, 14);
+      this.y = scale(0, densest * 1.35, 190, 30);
       this.bar = scale(this.logEvidence - 5, this.logEvidence + 0.5, 16, width - 16);
     }
 
@@ -352,7 +356,9 @@
       xAxis(svg, x, y(0), "z");
       node("text", { x: x.from, y: 12 }, svg, "posterior: solid line, q: dashed line");
       this.handle("mu", x(mu), y(0), "vt-fill-q");
-      this.handle("sd", x(mu + sd), y(Math.min(q(mu + sd), high)), "vt-fill-other");
+      // On the side on which it stays in the picture.
+      const side = mu + sd > this.view[1] ? mu - sd : mu + sd;
+      this.handle("sd", x(side), y(Math.min(q(side), high)), "vt-fill-other");
 
       const terms = this.terms(values);
       const low = Math.max(terms.elbo, bar.low);
@@ -367,7 +373,7 @@
       node("line", { class: "vt-ink", x1: edge, x2: edge, y1: 244, y2: 282 }, svg);
       node("text", { x: edge, y: 240, "text-anchor": "end" }, svg, "log p(x)");
       node("text", { x: bar.from, y: 240 }, svg, terms.elbo < bar.low ? "◀ ELBO, further left" : "ELBO");
-      if (gap > 120) {
+      if (gap > 120 && (this.width > 520 || terms.elbo > bar.low)) {
         node("text", { x: bar(low) + gap / 3, y: 240, "text-anchor": "middle" }, svg, "KL");
       }
       xAxis(svg, bar, 282, "nats");
@@ -462,15 +468,15 @@
       });
       this.result("exact", "exact gradient", 2);
       this.result("path_mean", "pathwise: mean", 2);
-      this.result("path_variance", "variance", 1);
+      this.result("path_variance", "pathwise: variance", 1);
       this.result("score_mean", "score function: mean", 2);
-      this.result("score_variance", "variance", 1);
+      this.result("score_variance", "score function: variance", 1);
       this.draggable({ mu: (x) => this.set({ mu: this.x.invert(x) }) });
     }
 
     layout(width) {
       this.resize(width, 402);
-      this.x = scale(-8, 8, 16, width - 16);
+      this.x = scale(-10, 10, 16, width - 16);
     }
 
     histogram(values, exact, axis, top, kind, label) {
@@ -510,8 +516,8 @@
       }
       xAxis(svg, x, 120, "z = μ + s ε");
       const k = x(data.k);
-      node("path", { class: "vt-other", d: `M${k} 112l-5 -9h10z` }, svg);
-      node("text", { x: k, y: 98, "text-anchor": "middle" }, svg, "k");
+      node("path", { class: "vt-other", d: `M${k} 106l-5 -9h10z` }, svg);
+      node("text", { x: k, y: 92, "text-anchor": "middle" }, svg, "k");
       this.handle("mu", x(mu), 120, "vt-fill-q");
 
       const all = [...score, ...pathwise, exact];
@@ -561,7 +567,7 @@
     layout(width) {
       const { limits, points, eigenvalues, latent_dim: latent, noise } = this.data;
       const narrow = width < 520;
-      this.resize(width, narrow ? 560 : 300);
+      this.resize(width, narrow ? 580 : 300);
       const [low, high] = limits.map(Math.log);
       this.curve = [];
       for (let i = 0; i <= 150; i++) {
@@ -571,9 +577,9 @@
       const rates = [...this.curve, ...points].map((p) => p.rate);
       const distortions = [...this.curve, ...points].map((p) => p.distortion);
       this.x = scale(0, Math.max(...rates) * 1.05, 46, across);
-      const pad = 0.06 * (Math.max(...distortions) - Math.min(...distortions));
+      const pad = 0.12 * (Math.max(...distortions) - Math.min(...distortions));
       this.y = scale(Math.min(...distortions) - pad, Math.max(...distortions) + pad, 250, 26);
-      const [down, up] = narrow ? [520, 300] : [250, 26];
+      const [down, up] = narrow ? [540, 320] : [250, 26];
       const top = eigenvalues.slice(0, latent);
       const floor = Math.min(limits[0] * noise, top[top.length - 1]);
       const ceiling = Math.max(limits[1] * noise, top[0]);
@@ -598,9 +604,9 @@
       for (const { rate, distortion, label } of data.points) {
         const at = [x(rate), y(distortion)];
         node("rect", { class: "vt-other", x: at[0] - 5, y: at[1] - 5, width: 10, height: 10 }, svg);
-        node("text", { x: at[0] - 9, y: at[1] + 15, "text-anchor": "end" }, svg, label);
+        node("text", { class: "vt-halo", x: at[0] + 9, y: at[1] + 16 }, svg, label);
       }
-      node("circle", { class: "vt-handle vt-fill-q", cx: x(here.rate), cy: y(here.distortion), r: 7 }, svg);
+      node("circle", { class: "vt-fill-q", cx: x(here.rate), cy: y(here.distortion), r: 7 }, svg);
 
       const level = beta * data.noise;
       const marks = [];
@@ -610,14 +616,12 @@
       yAxis(svg, power, bars.from, "variances; dashed: level β σ²", marks);
       const wide = ((bars.to - bars.from) / (bars.high - bars.low)) * 0.75;
       data.eigenvalues.slice(0, data.latent_dim).forEach((value, i) => {
-        const kind = value > level ? "vt-fill-q" : "vt-area";
         const tall = power.from - power(Math.log(value));
         const box = { x: bars(i) + 2, width: wide, y: power(Math.log(value)), height: tall };
-        node("rect", { class: kind, ...box }, svg);
-        if (value <= level) node("rect", { class: "vt-axis", ...box }, svg);
+        node("rect", { class: value > level ? "vt-fill-q" : "vt-axis", ...box }, svg);
       });
       const at = power(Math.log(level));
-      node("line", { class: "vt-q", x1: bars.from, x2: bars.to, y1: at, y2: at }, svg);
+      node("line", { class: "vt-ink vt-level", x1: bars.from, x2: bars.to, y1: at, y2: at }, svg);
       this.handle("level", bars.to, at, "vt-fill-q");
       this.show(here);
     }
