@@ -45,7 +45,8 @@ SHORT_NAMES = {
     "pd.DataFrame": "pandas.DataFrame",
 }
 
-NO_INVENTORY = {"Accelerator"}  # of packages whose list of names is not kept here
+# Of packages whose list of names is not kept here, or private.
+NO_INVENTORY = {"Accelerator", "vaetutor.exercises._attempt.Observation"}
 
 logger = logging.getLogger(__name__)
 
