@@ -19,7 +19,6 @@ from __future__ import annotations
 import base64
 import html
 import io
-import re
 import sys
 from typing import Any
 
@@ -140,8 +139,7 @@ def png(fig: Figure, dpi: int = 192) -> bytes:
 def _svg(fig: Figure, alt: str) -> str:
     buffer = io.StringIO()
     fig.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
-    # Hundredths of a point are enough, and half of the bytes.
-    svg = re.sub(r"-?\d+\.\d{3,}", lambda found: f"{float(found[0]):.2f}", buffer.getvalue())
+    svg = buffer.getvalue()
     label = f'<svg role="img" aria-label="{html.escape(alt)}" '
     return svg[svg.index("<svg") :].replace("<svg ", label, 1)
 

@@ -1,13 +1,13 @@
 // What can be scrolled sideways can be scrolled by keyboard too, and takes part in the tab order
 // only then. The theme does so for code; formulas and tables change their size later.
 const scrollers =
-  "div.math, .pst-scrollable-table-container, .cell_output .text_html, figure:has(> img)";
+  "div.math, .pst-scrollable-table-container, .cell_output .text_html, a.image-reference";
 
 const observer = new ResizeObserver((entries) => {
   for (const { target } of entries) {
     const scroller = target.closest(scrollers);
     if (scroller.scrollWidth > scroller.clientWidth) scroller.tabIndex = 0;
-    else scroller.removeAttribute("tabindex");
+    else scroller.removeAttribute("tabindex"); // a link stays in the order without it
     showCut(scroller);
   }
 });
