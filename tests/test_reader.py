@@ -23,6 +23,7 @@ FIGURE = "article :is(.cell_output, figure) img:not(.vt-still)"
 WIDTHS = [360, 640, 1280]  # 640 is 1280 at 200 % zoom
 MEGABYTES = 2.0
 SECONDS = 1.0
+SHADE = 24  # pixels, two to a CSS pixel
 
 
 class Visit:
@@ -321,7 +322,9 @@ def pale_ink(pixels, ground):
     - Ink is what differs from it by a ratio of 1.3: less is the ground of a picture. Squares of
       7 pixels that are all ink are areas, and the rest is text, lines and marks, of which only
       pixels count that have none of more contrast beside them, so no blend at an edge. A colour
-      that makes up 3 per cent or more of these was meant: it has a contrast of 3 or more.
+      that makes up 3 per cent or more of these was meant: it has a contrast of 3 or more. In a
+      picture of digits the strokes fade, so what is pale within 12 CSS pixels of darker ink is
+      the shade of that; a line goes further.
     - Text is the darkest of it: a tenth or more has a contrast of 4.5.
     """
     from scipy import ndimage
@@ -335,6 +338,7 @@ def pale_ink(pixels, ground):
     areas = ndimage.binary_opening(ink, np.ones((7, 7)))
     thin = ink & ~ndimage.binary_dilation(areas, np.ones((5, 5)))
     thin &= ratio >= 0.98 * ndimage.maximum_filter(ratio, 3)
+    thin &= (ratio >= 3) | (ndimage.maximum_filter(ratio, 2 * SHADE + 1) < 3)
     if not thin.any():
         return ["is empty"]
     levels = (pixels[thin] * 255).round().astype(int)
