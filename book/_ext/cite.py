@@ -55,7 +55,8 @@ def references(
 def offer_citation(
     app: Sphinx, page: str, template: str, context: dict[str, Any], doctree: nodes.document | None
 ) -> None:
-    if doctree is None or app.env is None:  # the search page, the index
+    # The search page and the index have no text to cite, and paper has no foot.
+    if doctree is None or app.env is None or app.builder.name == "singlehtml":
         return
     citation = yaml.safe_load(Path(ROOT, "CITATION.cff").read_text(encoding="utf-8"))
     title = app.env.titles[page].astext()
