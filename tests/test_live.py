@@ -87,6 +87,15 @@ def test_the_figures_of_the_book_are_small():
     assert {*found} == {*MAKERS}
 
 
+def test_a_label_cannot_end_the_script():
+    points = {"</script><b>": (1.0, 2.0)}
+    with torch.device("cpu"):
+        figure = live.rate_distortion(spectrum(), 2.0, 12, points, **WORDS)
+    assert figure.html.count("</script>") == 2
+    [numbers] = re.findall(r'class="vt-data">(.*?)</script>', figure.html)
+    assert json.loads(numbers)["points"][0]["label"] == "</script><b>"
+
+
 def test_a_figure_asks_for_nothing(figures):
     script = (ROOT / "vaetutor/live/live.js").read_text()
     for figure in figures.values():
@@ -405,13 +414,18 @@ HANDLES = {  # what can be dragged, by how much, and a result that it changes
 }
 
 
-@pytest.mark.parametrize("kind", HANDLES)
-def test_the_pointer_moves_every_figure(page, kind):
-    drag, right, down, result = HANDLES[kind]
+def centre(page, kind, drag):
+    """Where on the screen the middle of what can be dragged is."""
     box = page.locator(f"#{kind} [data-drag={drag}]").last
     box.scroll_into_view_if_needed()
     at = box.bounding_box()
-    x, y = at["x"] + at["width"] / 2, at["y"] + at["height"] / 2
+    return at["x"] + at["width"] / 2, at["y"] + at["height"] / 2
+
+
+@pytest.mark.parametrize("kind", HANDLES)
+def test_the_pointer_moves_every_figure(page, kind):
+    drag, right, down, result = HANDLES[kind]
+    x, y = centre(page, kind, drag)
     before = value(page, kind, result)
     page.mouse.move(x, y)
     page.mouse.down()
@@ -426,10 +440,7 @@ def test_the_pointer_moves_every_figure(page, kind):
 @pytest.mark.parametrize("kind", HANDLES)
 def test_a_finger_moves_every_figure(page, kind):
     drag, right, down, result = HANDLES[kind]
-    box = page.locator(f"#{kind} [data-drag={drag}]").last
-    box.scroll_into_view_if_needed()
-    at = box.bounding_box()
-    x, y = at["x"] + at["width"] / 2, at["y"] + at["height"] / 2
+    x, y = centre(page, kind, drag)
     before, top = value(page, kind, result), page.evaluate("scrollY")
     session = page.context.new_cdp_session(page)
 

@@ -42,6 +42,7 @@ class Live:
     def html(self) -> str:
         """The figure with all it needs."""
         numbers = json.dumps(self.data, separators=(",", ":"), allow_nan=False)
+        numbers = numbers.replace("<", r"\u003c")  # a label must not end the script
         picture = base64.b64encode(self.still).decode()
         width, height = (
             round(n * 96 / STILL_DPI) for n in Image.open(io.BytesIO(self.still)).size
